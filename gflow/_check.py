@@ -1,0 +1,69 @@
+"""Checks of arguments: each error names the argument, what came, and what is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def finite_array(name: str, value: Any, shape: Sequence[str | int]) -> NDArray[np.float64]:
+    """A new C-contiguous float64 array of the given shape.
+
+    A named axis takes any length from one on; a number is the length wanted.
+    """
+    wanted = "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
+    try:
+        array = np.array(value, dtype=np.float64, order="C")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a real array of shape {wanted}; got {value!r:.80} ({error})") from error
+    fits = array.ndim == len(shape) and all(
+        have == want if isinstance(want, int) else have > 0
+        for have, want in zip(array.shape, shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{name} must have shape {wanted}; got {array.shape}")
+    if not np.isfinite(array).all():
+        bad = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise ValueError(f"{name} must be finite; {name}[{', '.join(map(str, bad))}] is {array[bad]}")
+    return array
+
+
+def _real(name: str, value: Any, wanted: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not np.isfinite(float(value)):
+        raise ValueError(f"{name} must be {wanted}; got {value!r}")
+    return float(value)
+
+
+def positive(name: str, value: Any) -> float:
+    """A finite number above zero."""
+    number = _real(name, value, "a number > 0")
+    if number <= 0:
+        raise ValueError(f"{name} must be a number > 0; got {value!r}")
+    return number
+
+
+def non_negative(name: str, value: Any) -> float:
+    """A finite number, zero or above."""
+    number = _real(name, value, "a number >= 0")
+    if number < 0:
+        raise ValueError(f"{name} must be a number >= 0; got {value!r}")
+    return number
+
+
+def positive_int(name: str, value: Any) -> int:
+    """A whole number, one or above."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} must be a whole number >= 1; got {value!r}")
+    return int(value)
+
+
+def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """One of the listed names."""
+    allowed = tuple(allowed)
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+    return value

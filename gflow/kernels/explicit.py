@@ -1,0 +1,375 @@
+"""Adaptive explicit Runge-Kutta integration of a gradient flow: one compiled, resumable loop.
+
+The loop integrates dtheta/dt = -grad L(theta) together with the dissipation q(t), the integral of
+|grad L|^2.  All that it knows lies in the arrays of ``State``, so that it can stop anywhere and go on,
+bit for bit, as if it had not.  Steps never depend on the times at which states are saved: those come
+from the interpolant.
+
+In the innermost functions arrays are indexed, not sliced, and handed over one by one: each view and
+each tuple costs numba reference counts that on a network of two parameters exceed the arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from gflow.kernels.abi import kernel
+from gflow.kernels.tableaus import Tableau
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# Why the loop came back.
+FINISHED, PAUSED, BLOCK_FULL, MAX_STEPS, STEP_TOO_SMALL, NON_FINITE = range(6)
+
+# Places in State.clock ...
+T, H, ERROR_BEFORE, DISSIPATION, T_BEFORE, H_BEFORE, DISSIPATION_BEFORE = range(7)
+# ... in State.counters ...
+ACCEPTED, REJECTED, GRADIENTS, STARTED, FRESH, EXTRA_DONE, STRIDE, CHECKPOINTS, REJECTED_LAST = range(9)
+# ... and in Output.cursor.
+SAVED, HISTORY, DENSE = range(3)
+
+_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
+_MOST_CHECKPOINTS = 32
+
+
+class State(NamedTuple):
+    """All that the loop needs to go on."""
+
+    clock: Floats  # see the places above
+    counters: Ints
+    theta: Floats  # (P,) at t
+    theta_before: Floats  # (P,) at the start of the last accepted step
+    theta_new: Floats  # (P,) scratch
+    gradient: Floats  # (P,) scratch
+    stages: Floats  # (S + E, P): -grad L
+    slopes: Floats  # (S + E,): |grad L|^2
+    every: Ints  # (1, S + E): 0, 1, 2, ...
+    weights: Floats  # (1, S + E): weights of the interpolant
+    checkpoint_times: Floats  # (C,)
+    checkpoints: Floats  # (C, P): parameters, evenly thinned over the accepted steps
+
+
+class Output(NamedTuple):
+    """Where one stretch of integration writes."""
+
+    cursor: Ints
+    times: Floats  # (T,) times to save
+    theta: Floats  # (T, P)
+    dissipation: Floats  # (T,)
+    history: Floats  # (B, 3): t, h, and 1 if the step was accepted
+    dense_times: Floats  # (D, 2): t and h of each accepted step; D = 0 without dense output
+    dense: Floats  # (D, 1 + degree, P): parameters at its start, coefficients of the interpolant
+
+
+def new_state(theta0: Floats, t0: float, tableau: Tableau) -> State:
+    """The state in which an integration starts."""
+    size, stages = theta0.size, len(tableau.node)
+    kept = int(np.clip(2**22 // size, 8, _MOST_CHECKPOINTS))
+    clock, counters = np.zeros(7), np.zeros(9, dtype=np.int64)
+    clock[T] = clock[T_BEFORE] = t0
+    clock[ERROR_BEFORE] = 1.0
+    counters[STRIDE] = 1
+    return State(
+        clock, counters, theta0.copy(), theta0.copy(), np.empty(size), np.empty(size),
+        np.zeros((stages, size)), np.zeros(stages), np.arange(stages)[None], np.zeros((1, stages)),
+        np.zeros(kept), np.zeros((kept, size)),
+    )  # fmt: skip
+
+
+@kernel
+def _field(gradient, t, theta, data, dims, work, g, stages, slopes, row):
+    """Row of the stages = -grad L, of the slopes = |grad L|^2."""
+    gradient(t, theta, data, dims, work, g)
+    size = g.size
+    square = 0.0
+    if size > 64:
+        square = np.dot(g, g)
+    else:
+        for i in range(size):
+            square += g[i] * g[i]
+    for i in range(size):
+        stages[row, i] = -g[i]
+    slopes[row] = square
+
+
+@kernel
+def _combine(out, theta, h, stages, index, weight, row, count):
+    """out = theta + h sum_j weight[row, j] stages[index[row, j]]."""
+    n = out.size
+    if n < 8 or count == 0:
+        for i in range(n):
+            x = 0.0
+            for j in range(count):
+                x += weight[row, j] * stages[index[row, j], i]
+            out[i] = theta[i] + h * x
+        return
+    for i in range(n):
+        out[i] = theta[i]
+    j = 0
+    while j + 4 <= count:  # four stages a pass spare memory traffic
+        a, k = h * weight[row, j], index[row, j]
+        b, l = h * weight[row, j + 1], index[row, j + 1]
+        c, m = h * weight[row, j + 2], index[row, j + 2]
+        d, o = h * weight[row, j + 3], index[row, j + 3]
+        for i in range(n):
+            out[i] += a * stages[k, i] + b * stages[l, i] + c * stages[m, i] + d * stages[o, i]
+        j += 4
+    if j + 2 <= count:
+        a, k = h * weight[row, j], index[row, j]
+        b, l = h * weight[row, j + 1], index[row, j + 1]
+        for i in range(n):
+            out[i] += a * stages[k, i] + b * stages[l, i]
+        j += 2
+    if j < count:
+        a, k = h * weight[row, j], index[row, j]
+        for i in range(n):
+            out[i] += a * stages[k, i]
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
+def _squared_norm(error, theta, theta_new, rtol, atol):
+    """Sum of (error / (atol + rtol max(|theta|, |theta_new|)))^2, in vector registers."""
+    total = 0.0
+    for i in range(atol.size):
+        x = error[i] / (atol[i] + rtol * max(abs(theta[i]), abs(theta_new[i])))
+        total += x * x
+    return total
+
+
+@kernel
+def attempt(
+    gradient, data, dims, work, index, weight, count, node, last,
+    t, h, theta, theta_new, g, stages, slopes,
+):
+    """Stages of one step of length h from theta at t; the result stands in ``theta_new``."""
+    for r in range(1, last + 1):
+        _combine(theta_new, theta, h, stages, index, weight, r, count[r])
+        _field(gradient, t + h * node[r], theta_new, data, dims, work, g, stages, slopes, r)
+
+
+@kernel
+def _error(index, weight, count, h, theta, theta_new, scratch, stages, rtol, atol):
+    """Error of an attempted step in units of the tolerance: Hairer's blend of both estimates."""
+    high, low = 0.0, 0.0
+    row = count.size - 2
+    scratch[:] = 0.0
+    _combine(scratch, scratch, 1.0, stages, index, weight, row, count[row])
+    high = _squared_norm(scratch, theta, theta_new, rtol, atol)
+    if count[row + 1] > 0:
+        scratch[:] = 0.0
+        _combine(scratch, scratch, 1.0, stages, index, weight, row + 1, count[row + 1])
+        low = _squared_norm(scratch, theta, theta_new, rtol, atol)
+    if high == 0.0 and low == 0.0:
+        return 0.0
+    return abs(h) * high / np.sqrt((high + 0.01 * low) * atol.size)
+
+
+@kernel
+def _extra_stages(gradient, data, dims, work, tableau, state):
+    """Complete the stages of the last accepted step for its interpolant."""
+    if state.counters[EXTRA_DONE]:
+        return
+    first, h = tableau.sizes[0], state.clock[H_BEFORE]
+    for r in range(first, first + tableau.sizes[1]):
+        _combine(
+            state.theta_new, state.theta_before, h, state.stages,
+            tableau.index, tableau.weight, r, tableau.count[r],
+        )
+        _field(
+            gradient, state.clock[T_BEFORE] + h * tableau.node[r], state.theta_new, data, dims, work,
+            state.gradient, state.stages, state.slopes, r,
+        )
+    state.counters[GRADIENTS] += tableau.sizes[1]
+    state.counters[EXTRA_DONE] = 1
+
+
+@kernel
+def interpolate(gradient, data, dims, work, tableau, state, t, out):
+    """Parameters, to ``out``, and dissipation at a time t within the last accepted step."""
+    _extra_stages(gradient, data, dims, work, tableau, state)
+    h = state.clock[H_BEFORE]
+    x = (t - state.clock[T_BEFORE]) / h
+    stages, degree = tableau.interpolant.shape
+    dissipation = state.clock[DISSIPATION_BEFORE]
+    for j in range(stages):
+        weight = 0.0
+        for d in range(degree - 1, -1, -1):
+            weight = (weight + tableau.interpolant[j, d]) * x
+        state.weights[0, j] = weight
+        dissipation += h * weight * state.slopes[j]
+    _combine(out, state.theta_before, h, state.stages, state.every, state.weights, 0, stages)
+    return dissipation
+
+
+@kernel
+def _store_dense(gradient, data, dims, work, tableau, state, output):
+    """Keep the interpolant of the last accepted step as a polynomial in (t - t_step) / h."""
+    _extra_stages(gradient, data, dims, work, tableau, state)
+    place = output.cursor[DENSE]
+    output.dense_times[place, 0] = state.clock[T_BEFORE]
+    output.dense_times[place, 1] = state.clock[H_BEFORE]
+    output.dense[place, 0] = state.theta_before
+    stages, degree = tableau.interpolant.shape
+    for d in range(degree):
+        for j in range(stages):
+            state.weights[0, j] = tableau.interpolant[j, d]
+        out = output.dense[place, d + 1]
+        out[:] = 0.0
+        _combine(out, out, state.clock[H_BEFORE], state.stages, state.every, state.weights, 0, stages)
+    output.cursor[DENSE] += 1
+
+
+@kernel
+def _keep_checkpoint(state):
+    """Keep this accepted state; when the room is used up, only every second of all."""
+    counters, times, kept = state.counters, state.checkpoint_times, state.checkpoints
+    if counters[CHECKPOINTS] == times.size:
+        half = (times.size + 1) // 2
+        for c in range(half):
+            times[c] = times[2 * c]
+            kept[c] = kept[2 * c]
+        counters[CHECKPOINTS] = half
+        counters[STRIDE] *= 2
+        if counters[ACCEPTED] % counters[STRIDE] != 0:
+            return
+    times[counters[CHECKPOINTS]] = state.clock[T]
+    kept[counters[CHECKPOINTS]] = state.theta
+    counters[CHECKPOINTS] += 1
+
+
+@kernel
+def _start(gradient, data, dims, work, tableau, state, rtol, atol):
+    """First gradient and first step size (Hairer, Norsett, Wanner, II.4)."""
+    size, h0, t = atol.size, 1e-6, state.clock[T]
+    theta, trial, stages = state.theta, state.theta_new, state.stages
+    _field(gradient, t, theta, data, dims, work, state.gradient, stages, state.slopes, 0)
+    unit = np.sqrt(_squared_norm(theta, theta, theta, rtol, atol) / size)
+    slope = np.sqrt(_squared_norm(stages[0], theta, theta, rtol, atol) / size)
+    if unit > 1e-5 and slope > 1e-5:
+        h0 = 0.01 * unit / slope
+    for i in range(size):
+        trial[i] = theta[i] + h0 * stages[0, i]
+    _field(gradient, t + h0, trial, data, dims, work, state.gradient, stages, state.slopes, 1)
+    for i in range(size):
+        trial[i] = stages[1, i] - stages[0, i]
+    bend = np.sqrt(_squared_norm(trial, theta, theta, rtol, atol) / size) / h0
+    steepest = max(slope, bend)
+    h1 = max(1e-6, 1e-3 * h0)
+    if steepest > 1e-15:
+        h1 = (0.01 / steepest) ** (1.0 / tableau.sizes[2])
+    state.clock[H] = min(100.0 * h0, h1)
+    state.counters[GRADIENTS] += 2
+    state.counters[STARTED] = 1
+    _keep_checkpoint(state)
+
+
+@kernel
+def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budget, max_steps):
+    """Integrate until all times are saved, or as far as it goes; return why it came back.
+
+    ``budget`` is the number of attempted steps after which the loop pauses, ``max_steps`` the
+    number of accepted and rejected steps at which it gives up.
+    """
+    clock, counters, theta, theta_new = state.clock, state.counters, state.theta, state.theta_new
+    theta_before, g, stages, slopes = state.theta_before, state.gradient, state.stages, state.slopes
+    index, weight, count, node = tableau.index, tableau.weight, tableau.count, tableau.node
+    cursor, times, history, dense_times = output.cursor, output.times, output.history, output.dense_times
+    exponent, last = tableau.sizes[2], tableau.sizes[0] - 1
+    size = theta.size
+    if not counters[STARTED]:
+        _start(gradient, data, dims, work, tableau, state, rtol, atol)
+    while True:
+        while cursor[SAVED] < times.size and times[cursor[SAVED]] <= clock[T]:
+            place = cursor[SAVED]
+            if times[place] == clock[T]:
+                output.theta[place] = theta
+                output.dissipation[place] = clock[DISSIPATION]
+            else:
+                output.dissipation[place] = interpolate(
+                    gradient, data, dims, work, tableau, state, times[place], output.theta[place]
+                )
+            cursor[SAVED] += 1
+        if cursor[SAVED] == times.size:
+            return FINISHED
+        if budget <= 0:
+            return PAUSED
+        if counters[ACCEPTED] + counters[REJECTED] >= max_steps:
+            return MAX_STEPS
+        if cursor[HISTORY] == history.shape[0]:
+            return BLOCK_FULL
+        if cursor[DENSE] == dense_times.shape[0] and dense_times.shape[0] > 0:
+            return BLOCK_FULL
+
+        if counters[FRESH]:
+            for i in range(size):
+                stages[0, i] = stages[last, i]
+            slopes[0] = slopes[last]
+            counters[FRESH] = 0
+        if not np.isfinite(slopes[0]):
+            return NON_FINITE
+        t, h = clock[T], clock[H]
+        if t + 0.1 * h == t:
+            return STEP_TOO_SMALL
+        attempt(
+            gradient, data, dims, work, index, weight, count, node, last,
+            t, h, theta, theta_new, g, stages, slopes,
+        )
+        error = _error(index, weight, count, h, theta, theta_new, g, stages, rtol, atol)
+        good = error <= 1.0  # false for NaN
+        counters[GRADIENTS] += last
+        history[cursor[HISTORY], 0] = t
+        history[cursor[HISTORY], 1] = h
+        history[cursor[HISTORY], 2] = 1.0 if good else 0.0
+        cursor[HISTORY] += 1
+        budget -= 1
+        if not good:
+            counters[REJECTED] += 1
+            counters[REJECTED_LAST] = 1
+            clock[H] = h * (max(_SHRINK, _SAFETY * error ** (-1.0 / exponent)) if error < np.inf else _SHRINK)
+            continue
+        factor = _GROW
+        if error > 0.0:
+            factor = _SAFETY * error ** (-0.7 / exponent) * clock[ERROR_BEFORE] ** (0.4 / exponent)
+            factor = min(_GROW, max(_SHRINK, factor))
+        if counters[REJECTED_LAST]:
+            factor = min(factor, 1.0)
+        clock[ERROR_BEFORE] = max(error, 1e-4)
+        clock[T_BEFORE], clock[H_BEFORE], clock[DISSIPATION_BEFORE] = t, h, clock[DISSIPATION]
+        clock[T], clock[H] = t + h, h * factor
+        for j in range(count[last]):
+            clock[DISSIPATION] += h * weight[last, j] * slopes[index[last, j]]
+        for i in range(size):
+            theta_before[i] = theta[i]
+            theta[i] = theta_new[i]
+        counters[ACCEPTED] += 1
+        counters[FRESH], counters[EXTRA_DONE], counters[REJECTED_LAST] = 1, 0, 0
+        if counters[ACCEPTED] % counters[STRIDE] == 0:
+            _keep_checkpoint(state)
+        if dense_times.shape[0] > 0:
+            _store_dense(gradient, data, dims, work, tableau, state, output)
+
+
+@kernel
+def losses(loss, data, dims, work, thetas, out):
+    """The loss at each row of ``thetas``."""
+    for i in range(out.size):
+        out[i] = loss(0.0, thetas[i], data, dims, work)
+
+
+@kernel
+def evaluate_dense(dense_times, dense, wanted, out):
+    """Parameters at wanted times, each inside one of the stored steps; takes no gradients."""
+    starts = dense_times[:, 0]
+    for i in range(wanted.size):
+        step = max(np.searchsorted(starts, wanted[i], side="right") - 1, 0)
+        x = (wanted[i] - starts[step]) / dense_times[step, 1]
+        for p in range(out.shape[1]):
+            value = 0.0
+            for d in range(dense.shape[1] - 1, 0, -1):
+                value = (value + dense[step, d, p]) * x
+            out[i, p] = dense[step, 0, p] + value

@@ -1,0 +1,386 @@
+"""Deep linear networks W = W_N ... W_1 and symmetric factorisations W = U U^T.
+
+Loss, gradient and Hessian-vector product for every objective that depends on the parameters
+through the end-to-end matrix.
+
+Layout
+------
+``dims`` holds ``[objective, d, k, m, N, w_0, ..., w_N]``: inputs d = w_0, outputs k = w_N, and m
+samples or measurements.  For the symmetric model N = 1 and the widths are ``[d, rank]``.
+``data`` holds ``[factor, weight_decay, floor, ...]`` followed by the arrays of the objective:
+
+==============  ==========================================================================
+COVARIANCE      X^T X (d, d), Y^T X (k, d), R (d, d), C (k, d) with ||W X^T - Y^T||_F^2 =
+                ||W R^T - C||_F^2 + floor / factor: the gradient needs one product, and the
+                loss is a sum of squares that does not cancel
+SAMPLES         X^T (d, n), Y^T (k, n)
+FACTORIZATION   M (k, d)
+SENSING         A (m, k d), y (m)
+COMPLETION      M (k, d), observed entries as 0.0 or 1.0 (k, d)
+==============  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gflow.kernels.abi import kernel
+
+COVARIANCE, SAMPLES, FACTORIZATION, SENSING, COMPLETION = range(5)
+
+_HEADER = 3
+_WIDTHS = 5
+# Below this many multiplications a plain loop beats the call of a BLAS routine (measured).
+_SMALL = 128
+
+
+@kernel
+def _matrix(flat, start, rows, cols):
+    return flat[start : start + rows * cols].reshape(rows, cols)
+
+
+@kernel
+def _mul(a, i0, b, j0, out, k0, rows, inner, cols):
+    """out = a b for matrices (rows, inner) and (inner, cols) that start at i0, j0, k0 of flat arrays."""
+    if rows * inner * cols > _SMALL:
+        np.dot(_matrix(a, i0, rows, inner), _matrix(b, j0, inner, cols), _matrix(out, k0, rows, cols))
+        return
+    for i in range(rows):
+        for j in range(cols):
+            x = 0.0
+            for l in range(inner):
+                x += a[i0 + i * inner + l] * b[j0 + l * cols + j]
+            out[k0 + i * cols + j] = x
+
+
+@kernel
+def _mul_tn(a, i0, b, j0, out, k0, rows, inner, cols):
+    """out = a^T b for matrices (inner, rows) and (inner, cols)."""
+    if rows * inner * cols > _SMALL:
+        np.dot(_matrix(a, i0, inner, rows).T, _matrix(b, j0, inner, cols), _matrix(out, k0, rows, cols))
+        return
+    for i in range(rows):
+        for j in range(cols):
+            x = 0.0
+            for l in range(inner):
+                x += a[i0 + l * rows + i] * b[j0 + l * cols + j]
+            out[k0 + i * cols + j] = x
+
+
+@kernel
+def _mul_nt(a, i0, b, j0, out, k0, rows, inner, cols):
+    """out = a b^T for matrices (rows, inner) and (cols, inner)."""
+    if rows * inner * cols > _SMALL:
+        np.dot(_matrix(a, i0, rows, inner), _matrix(b, j0, cols, inner).T, _matrix(out, k0, rows, cols))
+        return
+    for i in range(rows):
+        for j in range(cols):
+            x = 0.0
+            for l in range(inner):
+                x += a[i0 + i * inner + l] * b[j0 + j * inner + l]
+            out[k0 + i * cols + j] = x
+
+
+@kernel
+def _copy(source, i0, out, k0, n):
+    for i in range(n):
+        out[k0 + i] = source[i0 + i]
+
+
+@kernel
+def _add(source, i0, out, k0, n):
+    for i in range(n):
+        out[k0 + i] += source[i0 + i]
+
+
+@kernel
+def _columns(dims):
+    """Columns of the matrices that run through the network: samples, or the identity's."""
+    return dims[3] if dims[0] == SAMPLES else dims[1]
+
+
+@kernel
+def _residual_derivative(work, p, d, data, dims, rest):
+    """Write dL/dp to ``work`` at d, for the output p (k, columns) that stands there at p; no weight decay.
+
+    ``rest`` is where free scratch begins, here and below.
+    """
+    objective, inputs, outputs, m = dims[0], dims[1], dims[2], dims[3]
+    scale, size = 2.0 * data[0], outputs * _columns(dims)
+    if objective == COVARIANCE:
+        cross = _HEADER + inputs * inputs
+        _mul(work, p, data, _HEADER, work, d, outputs, inputs, inputs)
+        for i in range(size):
+            work[d + i] = scale * (work[d + i] - data[cross + i])
+    elif objective == SENSING:
+        _mul(data, _HEADER, work, p, work, rest, m, size, 1)
+        for i in range(m):
+            work[rest + i] = scale * (work[rest + i] - data[_HEADER + m * size + i])
+        _mul_tn(data, _HEADER, work, rest, work, d, size, m, 1)
+    elif objective == COMPLETION:
+        for i in range(size):
+            observed = data[_HEADER + size + i]
+            work[d + i] = scale * observed * (work[p + i] - data[_HEADER + i])
+    else:
+        target = _HEADER + (inputs * m if objective == SAMPLES else 0)
+        for i in range(size):
+            work[d + i] = scale * (work[p + i] - data[target + i])
+
+
+@kernel
+def _residual_tangent(work, q, e, data, dims, rest):
+    """Write the derivative of dL/dp along q to e; dL/dp is affine in p for every objective here."""
+    objective, inputs, outputs, m = dims[0], dims[1], dims[2], dims[3]
+    scale, size = 2.0 * data[0], outputs * _columns(dims)
+    if objective == COVARIANCE:
+        _mul(work, q, data, _HEADER, work, e, outputs, inputs, inputs)
+        for i in range(size):
+            work[e + i] *= scale
+    elif objective == SENSING:
+        _mul(data, _HEADER, work, q, work, rest, m, size, 1)
+        for i in range(m):
+            work[rest + i] *= scale
+        _mul_tn(data, _HEADER, work, rest, work, e, size, m, 1)
+    elif objective == COMPLETION:
+        for i in range(size):
+            work[e + i] = scale * data[_HEADER + size + i] * work[q + i]
+    else:
+        for i in range(size):
+            work[e + i] = scale * work[q + i]
+
+
+@kernel
+def _output_loss(theta, work, p, data, dims, rest):
+    """Loss of the output that stands in ``work`` at p, with the weight decay."""
+    objective, inputs, outputs, m = dims[0], dims[1], dims[2], dims[3]
+    size = outputs * _columns(dims)
+    total = 0.0
+    if objective == COVARIANCE:
+        root = _HEADER + inputs * (inputs + outputs)
+        _mul_nt(work, p, data, root, work, rest, outputs, inputs, inputs)
+        for i in range(size):
+            total += (work[rest + i] - data[root + inputs * inputs + i]) ** 2
+    elif objective == SENSING:
+        _mul(data, _HEADER, work, p, work, rest, m, size, 1)
+        for i in range(m):
+            total += (work[rest + i] - data[_HEADER + m * size + i]) ** 2
+    elif objective == COMPLETION:
+        for i in range(size):
+            total += data[_HEADER + size + i] * (work[p + i] - data[_HEADER + i]) ** 2
+    else:
+        target = _HEADER + (inputs * m if objective == SAMPLES else 0)
+        for i in range(size):
+            total += (work[p + i] - data[target + i]) ** 2
+    total = data[0] * total + data[2]
+    if data[1] != 0.0:
+        square = 0.0
+        for i in range(theta.size):
+            square += theta[i] * theta[i]
+        total += 0.5 * data[1] * square
+    return total
+
+
+@kernel
+def _add_decay(theta, data, out):
+    if data[1] != 0.0:
+        for i in range(theta.size):
+            out[i] += data[1] * theta[i]
+
+
+@kernel
+def _forward(theta, data, dims, work):
+    """Write P_j = W_j ... W_1 P_0 to ``work`` for j = 1 ... N; return the end of what is used."""
+    columns = _columns(dims)
+    weight, store, previous = 0, 0, 0
+    for layer in range(dims[4]):
+        cols, rows = dims[_WIDTHS + layer], dims[_WIDTHS + layer + 1]
+        if layer > 0:
+            _mul(theta, weight, work, previous, work, store, rows, cols, columns)
+        elif dims[0] == SAMPLES:
+            _mul(theta, weight, data, _HEADER, work, store, rows, cols, columns)
+        else:
+            _copy(theta, weight, work, store, rows * cols)
+        previous = store
+        weight += rows * cols
+        store += rows * columns
+    return store
+
+
+@kernel
+def _widest(dims):
+    widest = 0
+    for layer in range(dims[4] + 1):
+        widest = max(widest, dims[_WIDTHS + layer])
+    return widest
+
+
+@kernel
+def loss(t, theta, data, dims, work):
+    """Loss of a deep linear network."""
+    end = _forward(theta, data, dims, work)
+    return _output_loss(theta, work, end - dims[2] * _columns(dims), data, dims, end)
+
+
+@kernel
+def gradient(t, theta, data, dims, work, out):
+    """Gradient of a deep linear network: one sweep forward, one back."""
+    columns = _columns(dims)
+    buffer = _widest(dims) * columns
+    end = _forward(theta, data, dims, work)
+    d, d_below = end, end + buffer
+    _residual_derivative(work, end - dims[2] * columns, d, data, dims, end + 2 * buffer)
+    weight, store = theta.size, end
+    for layer in range(dims[4] - 1, -1, -1):
+        cols, rows = dims[_WIDTHS + layer], dims[_WIDTHS + layer + 1]
+        weight -= rows * cols
+        store -= rows * columns
+        if layer > 0:
+            _mul_nt(work, d, work, store - cols * columns, out, weight, rows, columns, cols)
+            _mul_tn(theta, weight, work, d, work, d_below, cols, rows, columns)
+            d, d_below = d_below, d
+        elif dims[0] == SAMPLES:
+            _mul_nt(work, d, data, _HEADER, out, weight, rows, columns, cols)
+        else:
+            _copy(work, d, out, weight, rows * cols)
+    _add_decay(theta, data, out)
+
+
+@kernel
+def hvp(t, theta, v, data, dims, work, out):
+    """Hessian of a deep linear network times v: the gradient's two sweeps, differentiated."""
+    columns, outputs = _columns(dims), dims[2]
+    buffer = _widest(dims) * columns
+    span = _forward(theta, data, dims, work)  # P_j in [0, span), its derivative Q_j in [span, 2 span)
+    d, d_below, e, e_below = 2 * span, 2 * span + buffer, 2 * span + 2 * buffer, 2 * span + 3 * buffer
+    rest = 2 * span + 4 * buffer
+    weight, store, previous = 0, span, 0
+    for layer in range(dims[4]):
+        cols, rows = dims[_WIDTHS + layer], dims[_WIDTHS + layer + 1]
+        if layer > 0:
+            _mul(v, weight, work, previous - span, work, store, rows, cols, columns)
+            _mul(theta, weight, work, previous, work, rest, rows, cols, columns)
+            _add(work, rest, work, store, rows * columns)
+        elif dims[0] == SAMPLES:
+            _mul(v, weight, data, _HEADER, work, store, rows, cols, columns)
+        else:
+            _copy(v, weight, work, store, rows * cols)
+        previous = store
+        weight += rows * cols
+        store += rows * columns
+    last = outputs * columns
+    _residual_derivative(work, span - last, d, data, dims, rest)
+    _residual_tangent(work, 2 * span - last, e, data, dims, rest)
+    store = span
+    for layer in range(dims[4] - 1, -1, -1):
+        cols, rows = dims[_WIDTHS + layer], dims[_WIDTHS + layer + 1]
+        weight -= rows * cols
+        store -= rows * columns
+        if layer > 0:
+            below = store - cols * columns
+            _mul_nt(work, e, work, below, out, weight, rows, columns, cols)
+            _mul_nt(work, d, work, span + below, work, rest, rows, columns, cols)
+            _add(work, rest, out, weight, rows * cols)
+            _mul_tn(theta, weight, work, e, work, e_below, cols, rows, columns)
+            _mul_tn(v, weight, work, d, work, rest, cols, rows, columns)
+            _add(work, rest, work, e_below, cols * columns)
+            _mul_tn(theta, weight, work, d, work, d_below, cols, rows, columns)
+            d, d_below = d_below, d
+            e, e_below = e_below, e
+        elif dims[0] == SAMPLES:
+            _mul_nt(work, e, data, _HEADER, out, weight, rows, columns, cols)
+        else:
+            _copy(work, e, out, weight, rows * cols)
+    _add_decay(v, data, out)
+
+
+def work_size(dims: np.ndarray) -> int:
+    """Length of the scratch array that the three kernels of a deep linear network need."""
+    widths = [int(w) for w in dims[_WIDTHS:]]
+    columns = int(dims[3]) if dims[0] == SAMPLES else int(dims[1])
+    largest = max(rows * cols for rows, cols in zip(widths[1:], widths[:-1], strict=True))
+    scratch = max(max(widths) * columns, largest, int(dims[3]))
+    return 2 * sum(widths[1:]) * columns + 4 * max(widths) * columns + scratch
+
+
+@kernel
+def _symmetric_output(work, w, p, data, dims):
+    """Write the output of the map w to p: W itself, or W X^T when the objective is on samples."""
+    size = dims[_WIDTHS]
+    if dims[0] == SAMPLES:
+        _mul(work, w, data, _HEADER, work, p, size, size, dims[3])
+    else:
+        _copy(work, w, work, p, size * size)
+
+
+@kernel
+def _symmetric_pull(work, d, w, data, dims):
+    """Write G + G^T to w, where G = dL/dW comes from d = dL/dp."""
+    size = dims[_WIDTHS]
+    if dims[0] == SAMPLES:
+        _mul_nt(work, d, data, _HEADER, work, w, size, dims[3], size)
+    else:
+        _copy(work, d, work, w, size * size)
+    _symmetrise(work, w, size)
+
+
+@kernel
+def _symmetrise(work, w, size):
+    """Add its transpose to the square matrix at w."""
+    for i in range(size):
+        for j in range(i + 1):
+            both = work[w + i * size + j] + work[w + j * size + i]
+            work[w + i * size + j] = both
+            work[w + j * size + i] = both
+
+
+@kernel
+def symmetric_loss(t, theta, data, dims, work):
+    """Loss of W = U U^T."""
+    size, rank, columns = dims[_WIDTHS], dims[_WIDTHS + 1], _columns(dims)
+    p = size * size
+    _mul_nt(theta, 0, theta, 0, work, 0, size, rank, size)
+    _symmetric_output(work, 0, p, data, dims)
+    return _output_loss(theta, work, p, data, dims, p + size * columns)
+
+
+@kernel
+def symmetric_gradient(t, theta, data, dims, work, out):
+    """Gradient (G + G^T) U of W = U U^T, with G = dL/dW."""
+    size, rank, columns = dims[_WIDTHS], dims[_WIDTHS + 1], _columns(dims)
+    p = size * size
+    d = p + size * columns
+    _mul_nt(theta, 0, theta, 0, work, 0, size, rank, size)
+    _symmetric_output(work, 0, p, data, dims)
+    _residual_derivative(work, p, d, data, dims, d + size * columns)
+    _symmetric_pull(work, d, 0, data, dims)
+    _mul(work, 0, theta, 0, out, 0, size, size, rank)
+    _add_decay(theta, data, out)
+
+
+@kernel
+def symmetric_hvp(t, theta, v, data, dims, work, out):
+    """Hessian of W = U U^T times v."""
+    size, rank, columns = dims[_WIDTHS], dims[_WIDTHS + 1], _columns(dims)
+    w, dw = 0, size * size
+    p, d = 2 * size * size, 2 * size * size + size * columns
+    rest = d + size * columns
+    _mul_nt(theta, 0, theta, 0, work, w, size, rank, size)
+    _symmetric_output(work, w, p, data, dims)
+    _residual_derivative(work, p, d, data, dims, rest)
+    _symmetric_pull(work, d, w, data, dims)
+    _mul_nt(theta, 0, v, 0, work, dw, size, rank, size)
+    _symmetrise(work, dw, size)
+    _symmetric_output(work, dw, p, data, dims)
+    _residual_tangent(work, p, d, data, dims, rest)
+    _symmetric_pull(work, d, dw, data, dims)
+    _mul(work, dw, theta, 0, out, 0, size, size, rank)
+    _mul(work, w, v, 0, work, rest, size, size, rank)
+    _add(work, rest, out, 0, size * rank)
+    _add_decay(v, data, out)
+
+
+def symmetric_work_size(dims: np.ndarray) -> int:
+    """Length of the scratch array that the three kernels of W = U U^T need."""
+    size, rank, m = int(dims[_WIDTHS]), int(dims[_WIDTHS + 1]), int(dims[3])
+    columns = m if dims[0] == SAMPLES else size
+    return 2 * size * (size + columns) + max(size * rank, m, size * columns)

@@ -1,0 +1,357 @@
+"""Linear networks: DeepLinear (W = W_N ... W_1) and Symmetric (W = U Uᵀ)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gflow._check import finite_array, one_of, positive, positive_int
+from gflow.kernels import linear as kernels
+from gflow.models.base import Array
+from gflow.problem import Problem
+
+
+def _orthonormal(rows: int, cols: int, rng: np.random.Generator) -> Array:
+    """Haar-distributed orthonormal columns (rows, cols), or rows if there are fewer rows."""
+    q, r = np.linalg.qr(rng.standard_normal((max(rows, cols), min(rows, cols))))
+    q = q * np.sign(np.diag(r))
+    return q if rows >= cols else q.T
+
+
+class _Linear:
+    """What both linear networks share: packing, and the kernels' view of a problem."""
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Shapes of the weight matrices, in the order in which ``theta`` holds them."""
+        raise NotImplementedError
+
+    @property
+    def size(self) -> int:
+        """Number of parameters P."""
+        return sum(rows * cols for rows, cols in self.shapes)
+
+    def pack(self, arrays: Sequence[ArrayLike]) -> Array:
+        """Join the weight matrices, in the order of :attr:`shapes`, to one vector (P,).
+
+        Raises
+        ------
+        ValueError
+            If the number of arrays or a shape is wrong, or an entry is not finite.
+        """
+        if len(arrays) != len(self.shapes):
+            raise ValueError(f"arrays must hold {len(self.shapes)} weight matrices; got {len(arrays)}")
+        parts = [finite_array(f"arrays[{j}]", a, s) for j, (a, s) in enumerate(zip(arrays, self.shapes, strict=True))]
+        return np.concatenate([part.ravel() for part in parts])
+
+    def unpack(self, theta: ArrayLike) -> list[Array]:
+        """Split parameters (..., P) into weight matrices (..., rows, cols), as views where possible."""
+        theta = np.asarray(theta, dtype=np.float64)
+        if theta.ndim == 0 or theta.shape[-1] != self.size:
+            raise ValueError(f"theta must have {self.size} entries on its last axis; got shape {theta.shape}")
+        return [
+            theta[..., block].reshape(*theta.shape[:-1], *shape)
+            for block, shape in zip(self.blocks(), self.shapes, strict=True)
+        ]
+
+    def blocks(self) -> list[slice]:
+        """The slice of each weight matrix in ``theta``."""
+        ends = np.cumsum([rows * cols for rows, cols in self.shapes])
+        starts = [0, *ends[:-1]]
+        return [slice(int(a), int(b)) for a, b in zip(starts, ends, strict=True)]
+
+    def _check_problem(self, problem: Problem, inputs: int, outputs: int) -> None:
+        if not isinstance(problem, Problem):
+            raise ValueError(f"problem must be a gflow.Problem; got {type(problem).__name__}")
+        if (problem.inputs, problem.outputs) != (inputs, outputs):
+            raise ValueError(
+                f"problem must have {inputs} inputs and {outputs} outputs to fit {self}; "
+                f"it has {problem.inputs} and {problem.outputs}"
+            )
+
+
+def _kernel_data(problem: Problem) -> tuple[int, int, list[Array]]:
+    """Objective, number of samples and arrays of a problem, as the kernels lay them out."""
+    x, y = problem.X, problem.Y
+    floor = 0.0
+    if problem.kind == "regression":
+        n, d = x.shape
+        if n > d:
+            objective = kernels.COVARIANCE
+            r = np.linalg.qr(np.hstack([x, y]), mode="r")
+            floor = float(problem.factor or 0.0) * float(np.sum(r[d:, d:] ** 2))
+            arrays = [problem.second_moment, problem.cross_moment, r[:d, :d], r[:d, d:].T]
+        else:
+            objective = kernels.SAMPLES
+            arrays = [x.T, y.T]
+    elif problem.kind == "factorization":
+        objective, arrays = kernels.FACTORIZATION, [y]
+    elif problem.kind == "sensing":
+        objective, arrays = kernels.SENSING, [x, y]
+    else:
+        assert problem.mask is not None
+        objective, arrays = kernels.COMPLETION, [y, problem.mask]
+    header = np.array([problem.factor, problem.weight_decay, floor])
+    return objective, problem.samples or 0, [header, *arrays]
+
+
+def _kernel_arguments(model: Any, problem: Problem, widths: Sequence[int]) -> tuple[Array, NDArray[np.int64], int]:
+    objective, samples, arrays = _kernel_data(problem)
+    data = np.concatenate([np.ravel(a) for a in arrays])
+    dims = np.array(
+        [objective, problem.inputs, problem.outputs, samples, len(widths) - 1, *widths], dtype=np.int64
+    )
+    return data, dims, model._work_size(dims)
+
+
+@dataclass(frozen=True)
+class DeepLinear(_Linear):
+    """Deep linear network f(x) = W_N ⋯ W_1 x.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Widths (d, ..., k) of inputs, hidden layers and outputs; N = len(widths) − 1 weight matrices,
+        W_l of shape (widths[l], widths[l − 1]).
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two widths, or one is not a whole number ≥ 1.
+
+    Examples
+    --------
+    >>> model = DeepLinear((64, 32, 10))
+    >>> theta0 = model.init("balanced", scale=1e-3, rng=0)
+    >>> [w.shape for w in model.unpack(theta0)]
+    [(32, 64), (10, 32)]
+    """
+
+    widths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        try:
+            widths = tuple(self.widths)
+        except TypeError:
+            widths = ()
+        if len(widths) < 2:
+            raise ValueError(f"widths must hold at least two widths, inputs and outputs; got {self.widths!r}")
+        object.__setattr__(
+            self, "widths", tuple(positive_int(f"widths[{i}]", w) for i, w in enumerate(widths))
+        )
+
+    loss = property(lambda self: kernels.loss)
+    gradient = property(lambda self: kernels.gradient)
+    hvp = property(lambda self: kernels.hvp)
+    _work_size = staticmethod(kernels.work_size)
+
+    @property
+    def depth(self) -> int:
+        """Number N of weight matrices."""
+        return len(self.widths) - 1
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Shapes (rows, columns) of W_1, ..., W_N."""
+        return tuple(zip(self.widths[1:], self.widths[:-1], strict=True))
+
+    def kernel_arguments(self, problem: Problem) -> tuple[Array, NDArray[np.int64], int]:
+        """``data``, ``dims`` and the length of ``work`` that the kernels need for a problem."""
+        self._check_problem(problem, self.widths[0], self.widths[-1])
+        return _kernel_arguments(self, problem, self.widths)
+
+    def init(
+        self,
+        kind: str = "balanced",
+        scale: float | ArrayLike = 1e-3,
+        rng: int | np.random.Generator | None = 0,
+        problem: Problem | None = None,
+    ) -> Array:
+        """Initial parameters (P,).
+
+        Parameters
+        ----------
+        kind : {"balanced", "aligned", "gaussian", "orthogonal", "identity"}
+            ``"gaussian"``: entries N(0, scale²).  ``"orthogonal"``: each W_l = scale × Haar
+            orthonormal columns or rows.  ``"identity"``: each W_l = scale × I (rectangular).
+            ``"balanced"``: W_{l+1}ᵀW_{l+1} = W_l W_lᵀ, from the singular vectors of a Gaussian
+            matrix and its singular values divided by the largest, so that the largest singular
+            value of each W_l is ``scale``.  ``"aligned"``: balanced, and along the singular vectors
+            of the problem's target; each of the min(widths) modes has strength scale^N.
+        scale : float, or array (min(widths),) for ``"aligned"``
+            Size of one layer.
+        rng : int, numpy Generator or None
+            Seed or generator; None draws a fresh seed.
+        problem : Problem
+            Needed by ``"aligned"`` only.
+
+        Returns
+        -------
+        theta0 : array (P,)
+
+        Raises
+        ------
+        ValueError
+            If the kind is unknown, the scale is not positive, or the problem is missing or of other widths.
+        """
+        one_of("kind", kind, ("balanced", "aligned", "gaussian", "orthogonal", "identity"))
+        rng = np.random.default_rng(rng)
+        if kind == "aligned":
+            return self._aligned(scale, rng, problem)
+        size = positive("scale", scale)
+        if kind == "balanced":
+            return self._balanced(size, rng)
+        draw = {
+            "gaussian": lambda rows, cols: rng.standard_normal((rows, cols)),
+            "orthogonal": lambda rows, cols: _orthonormal(rows, cols, rng),
+            "identity": np.eye,
+        }[kind]
+        return self.pack([size * draw(rows, cols) for rows, cols in self.shapes])
+
+    def _chain(self, left: Array, strengths: Array, right: Array, rng: np.random.Generator) -> Array:
+        """W_l = R_l diag(strengths) R_{l-1}ᵀ with R_0 = right, R_N = left and random frames between."""
+        frames = [right, *(_orthonormal(w, len(strengths), rng) for w in self.widths[1:-1]), left]
+        return self.pack([frames[j + 1] * strengths @ frames[j].T for j in range(self.depth)])
+
+    def _balanced(self, scale: float, rng: np.random.Generator) -> Array:
+        rank = min(self.widths)
+        u, s, vt = np.linalg.svd(rng.standard_normal((self.widths[-1], self.widths[0])), full_matrices=False)
+        strengths = scale * (s[:rank] / s[0]) ** (1 / self.depth)
+        return self._chain(u[:, :rank], strengths, vt[:rank].T, rng)
+
+    def _aligned(self, scale: float | ArrayLike, rng: np.random.Generator, problem: Problem | None) -> Array:
+        if problem is None:
+            raise ValueError('problem must be given for kind "aligned": its target has the singular vectors')
+        self._check_problem(problem, self.widths[0], self.widths[-1])
+        rank = min(self.widths)
+        if np.ndim(scale) == 0:
+            strengths = np.full(rank, positive("scale", scale))
+        else:
+            strengths = finite_array("scale", scale, (rank,))
+        u, _, v = problem.target_svd
+        return self._chain(u[:, :rank], strengths, v[:, :rank], rng)
+
+    def end_to_end(self, theta: ArrayLike) -> Array:
+        """End-to-end map W = W_N ⋯ W_1 (..., k, d) of parameters (..., P)."""
+        weights = self.unpack(theta)
+        product = weights[0]
+        for w in weights[1:]:
+            product = w @ product
+        return product
+
+    def imbalance(self, theta: ArrayLike) -> list[Array]:
+        """Imbalance matrices W_{l+1}ᵀW_{l+1} − W_l W_lᵀ (..., w_l, w_l), l = 1 … N − 1.
+
+        The flow conserves them; weight decay μ makes them decay as e^(−2μt).
+        """
+        return [above - below for above, below in self._imbalance_terms(theta)]
+
+    def _imbalance_terms(self, theta: ArrayLike) -> list[tuple[Array, Array]]:
+        weights = self.unpack(theta)
+        return [
+            (np.swapaxes(above, -1, -2) @ above, below @ np.swapaxes(below, -1, -2))
+            for below, above in zip(weights[:-1], weights[1:], strict=True)
+        ]
+
+    def invariants(self, theta: ArrayLike) -> tuple[Array, Array]:
+        """Entries (M,) of the imbalance matrices, and the size (M,) of the terms that cancel in each."""
+        values, sizes = [np.empty(0)], [np.empty(0)]
+        for above, below in self._imbalance_terms(theta):
+            values.append((above - below).ravel())
+            sizes.append(np.full(above.size, max(np.abs(above).max(), np.abs(below).max())))
+        return np.concatenate(values), np.concatenate(sizes)
+
+    def jacobian(self, theta: ArrayLike, X: ArrayLike) -> Array:
+        """Derivative (n, k, P) of the outputs f(x_i) by the parameters."""
+        weights = self.unpack(theta)
+        x = finite_array("X", X, ("n", self.widths[0]))
+        below = [x]
+        for w in weights[:-1]:
+            below.append(below[-1] @ w.T)
+        above = np.eye(self.widths[-1])
+        blocks = []
+        for w, inputs in zip(reversed(weights), reversed(below), strict=True):
+            blocks.append(np.einsum("ka,nb->nkab", above, inputs).reshape(len(x), self.widths[-1], -1))
+            above = above @ w
+        return np.concatenate(blocks[::-1], axis=-1)
+
+
+@dataclass(frozen=True)
+class Symmetric(_Linear):
+    """Symmetric factorisation f(x) = U Uᵀ x.
+
+    Parameters
+    ----------
+    dimension : int
+        Rows of U: inputs and outputs.
+    rank : int
+        Columns of U.
+
+    Notes
+    -----
+    For the factorisation of M with the default factor ½ the flow is dU/dt = −2 (UUᵀ − M) U
+    (M symmetric).
+    """
+
+    dimension: int
+    rank: int
+
+    def __post_init__(self) -> None:
+        positive_int("dimension", self.dimension)
+        positive_int("rank", self.rank)
+
+    loss = property(lambda self: kernels.symmetric_loss)
+    gradient = property(lambda self: kernels.symmetric_gradient)
+    hvp = property(lambda self: kernels.symmetric_hvp)
+    _work_size = staticmethod(kernels.symmetric_work_size)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Shape of U, in a tuple of one."""
+        return ((self.dimension, self.rank),)
+
+    def kernel_arguments(self, problem: Problem) -> tuple[Array, NDArray[np.int64], int]:
+        """``data``, ``dims`` and the length of ``work`` that the kernels need for a problem."""
+        self._check_problem(problem, self.dimension, self.dimension)
+        return _kernel_arguments(self, problem, (self.dimension, self.rank))
+
+    def init(
+        self, kind: str = "gaussian", scale: float = 1e-3, rng: int | np.random.Generator | None = 0
+    ) -> Array:
+        """Initial parameters (P,).
+
+        Parameters
+        ----------
+        kind : {"gaussian", "orthogonal", "identity"}
+            ``"gaussian"``: entries N(0, scale²); ``"orthogonal"``: scale × Haar orthonormal
+            columns or rows; ``"identity"``: scale × I (rectangular).
+        scale : float
+            Size of U.
+        rng : int, numpy Generator or None
+            Seed or generator; None draws a fresh seed.
+        """
+        one_of("kind", kind, ("gaussian", "orthogonal", "identity"))
+        size = positive("scale", scale)
+        rng = np.random.default_rng(rng)
+        draw = {
+            "gaussian": lambda: rng.standard_normal((self.dimension, self.rank)),
+            "orthogonal": lambda: _orthonormal(self.dimension, self.rank, rng),
+            "identity": lambda: np.eye(self.dimension, self.rank),
+        }[kind]
+        return self.pack([size * draw()])
+
+    def end_to_end(self, theta: ArrayLike) -> Array:
+        """End-to-end map W = U Uᵀ (..., d, d) of parameters (..., P)."""
+        (u,) = self.unpack(theta)
+        return u @ np.swapaxes(u, -1, -2)
+
+    def jacobian(self, theta: ArrayLike, X: ArrayLike) -> Array:
+        """Derivative (n, d, P) of the outputs f(x_i) by the parameters."""
+        (u,) = self.unpack(theta)
+        x = finite_array("X", X, ("n", self.dimension))
+        j = np.einsum("ka,nb->nkab", np.eye(self.dimension), x @ u) + np.einsum("kb,na->nkab", u, x)
+        return j.reshape(len(x), self.dimension, self.size)

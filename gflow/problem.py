@@ -1,0 +1,212 @@
+"""Problem: the data and the loss that a network is trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gflow._check import finite_array, non_negative, one_of, positive
+
+Array = NDArray[np.float64]
+
+KINDS = ("regression", "factorization", "sensing", "completion")
+LOSSES = ("square",)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    r"""Data and loss: :math:`L = \text{factor} \sum_i \|f(x_i) - y_i\|^2 + \tfrac12 \mu \|\theta\|^2`.
+
+    Parameters
+    ----------
+    X : array (n, d)
+        Inputs, one sample a row.
+    Y : array (n, k) or (n,)
+        Labels; a one-dimensional ``Y`` is one output.
+    loss : {"square"}
+        Loss of one sample.
+    factor : float, optional
+        Factor of the sum over samples; default ``1 / (2 n)``.
+    weight_decay : float, optional
+        The coefficient μ ≥ 0; default 0.
+
+    Attributes
+    ----------
+    kind : str
+        ``"regression"`` here; see :meth:`factorization`, :meth:`sensing`, :meth:`completion`.
+
+    Raises
+    ------
+    ValueError
+        If an array has the wrong shape or an entry that is not finite, the sample counts differ,
+        ``factor`` is not positive, ``weight_decay`` is negative, or the loss is unknown.
+
+    Notes
+    -----
+    The arrays are copied and made read-only: a problem never changes.
+    """
+
+    X: Array
+    Y: Array
+    loss: str = "square"
+    factor: float | None = None
+    weight_decay: float = 0.0
+    kind: str = field(default="regression", kw_only=True)
+    mask: Array | None = field(default=None, kw_only=True, repr=False)
+
+    def __post_init__(self) -> None:
+        one_of("kind", self.kind, KINDS)
+        one_of("loss", self.loss, LOSSES)
+        x, y, mask, count = getattr(self, f"_check_{self.kind}")()
+        factor = (0.5 if count is None else 0.5 / count) if self.factor is None else self.factor
+        values = {
+            "X": x,
+            "Y": y,
+            "mask": mask,
+            "factor": positive("factor", factor),
+            "weight_decay": non_negative("weight_decay", self.weight_decay),
+        }
+        for name, value in values.items():
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "_kernel_arguments", {})
+
+    def _check_regression(self) -> tuple[Any, ...]:
+        x = finite_array("X", self.X, ("n", "d"))
+        y = np.asarray(self.Y)
+        y = finite_array("Y", y[:, None] if y.ndim == 1 else y, ("n", "k"))
+        if len(x) != len(y):
+            raise ValueError(f"Y must have one row per row of X: X has {len(x)}, Y has {len(y)}")
+        return x, y, None, len(x)
+
+    def _check_factorization(self) -> tuple[Any, ...]:
+        return None, finite_array("M", self.Y, ("k", "d")), None, None
+
+    def _check_sensing(self) -> tuple[Any, ...]:
+        a = finite_array("A", self.X, ("m", "k", "d"))
+        y = finite_array("y", self.Y, ("m",))
+        if len(a) != len(y):
+            raise ValueError(f"y must have one entry per matrix of A: A has {len(a)}, y has {len(y)}")
+        return a, y, None, len(a)
+
+    def _check_completion(self) -> tuple[Any, ...]:
+        mask = np.asarray(self.mask)
+        target = np.asarray(self.Y)
+        if mask.shape != target.shape:
+            raise ValueError(f"mask must have the shape of M, {target.shape}; got {mask.shape}")
+        if not np.all((mask == 0) | (mask == 1)):
+            raise ValueError("mask must hold only True and False (or 1 and 0)")
+        if not mask.any():
+            raise ValueError("mask must mark at least one observed entry as True; got none")
+        mask = mask.astype(bool)
+        known = np.where(mask, target, 0.0)  # what is not observed may be NaN
+        return None, finite_array("M", known, ("k", "d")), mask.astype(np.float64), None
+
+    @classmethod
+    def factorization(cls, M: ArrayLike, factor: float = 0.5, weight_decay: float = 0.0) -> Problem:
+        """Matrix factorisation: L = factor ‖W − M‖²_F for the end-to-end map W.
+
+        Parameters
+        ----------
+        M : array (k, d)
+            Target matrix.
+        factor, weight_decay : float
+            As in :class:`Problem`; the default factor is ½.
+        """
+        return cls(None, M, "square", factor, weight_decay, kind="factorization")  # type: ignore[arg-type]
+
+    @classmethod
+    def sensing(
+        cls, A: ArrayLike, y: ArrayLike, factor: float | None = None, weight_decay: float = 0.0
+    ) -> Problem:
+        """Matrix sensing: L = factor Σ_i (⟨A_i, W⟩ − y_i)².
+
+        Parameters
+        ----------
+        A : array (m, k, d)
+            Measurement matrices.
+        y : array (m,)
+            Measurements.
+        factor, weight_decay : float
+            As in :class:`Problem`; the default factor is ``1 / (2 m)``.
+        """
+        return cls(A, y, "square", factor, weight_decay, kind="sensing")  # type: ignore[arg-type]
+
+    @classmethod
+    def completion(
+        cls, M: ArrayLike, mask: ArrayLike, factor: float = 0.5, weight_decay: float = 0.0
+    ) -> Problem:
+        """Matrix completion: L = factor Σ_{observed} (W_ab − M_ab)².
+
+        Parameters
+        ----------
+        M : array (k, d)
+            Target; entries that are not observed are never read and may be NaN.
+        mask : array of bool (k, d)
+            True where M is observed.
+        factor, weight_decay : float
+            As in :class:`Problem`; the default factor is ½.
+        """
+        return cls(None, M, "square", factor, weight_decay, kind="completion", mask=mask)  # type: ignore[arg-type]
+
+    @property
+    def inputs(self) -> int:
+        """Input dimension d: columns of the end-to-end map."""
+        return int(self.X.shape[-1] if self.X is not None else self.Y.shape[1])
+
+    @property
+    def outputs(self) -> int:
+        """Output dimension k: rows of the end-to-end map."""
+        return int(self.X.shape[1] if self.kind == "sensing" else self.Y.shape[1 if self.X is not None else 0])
+
+    @property
+    def samples(self) -> int | None:
+        """Number of samples n or of measurements m; None for factorization and completion."""
+        return None if self.X is None else len(self.X)
+
+    @cached_property
+    def second_moment(self) -> Array:
+        """XᵀX (d, d), the sum over samples."""
+        self._require_regression("second_moment")
+        return self.X.T @ self.X
+
+    @cached_property
+    def cross_moment(self) -> Array:
+        """YᵀX (k, d), the sum over samples."""
+        self._require_regression("cross_moment")
+        return self.Y.T @ self.X
+
+    @cached_property
+    def target(self) -> Array:
+        """The map (k, d) at which the loss without weight decay is least.
+
+        For regression the least-squares map of smallest norm; for factorization M.
+
+        Raises
+        ------
+        ValueError
+            For sensing and completion, where the data do not determine one.
+        """
+        if self.kind == "factorization":
+            return self.Y
+        self._require_regression("target")
+        return np.ascontiguousarray(np.linalg.lstsq(self.X, self.Y, rcond=None)[0].T)
+
+    @cached_property
+    def target_svd(self) -> tuple[Array, Array, Array]:
+        """Singular vectors and values of the target: U (k, r), s (r,), V (d, r), r = min(k, d).
+
+        The sign of each pair is fixed by making the largest entry of the column of U positive.
+        """
+        u, s, vt = np.linalg.svd(self.target, full_matrices=False)
+        signs = np.sign(u[np.abs(u).argmax(axis=0), np.arange(u.shape[1])])
+        return u * signs, s, vt.T * signs
+
+    def _require_regression(self, what: str) -> None:
+        if self.kind != "regression":
+            raise ValueError(f"{what} is defined for regression problems; this problem is of kind {self.kind!r}")
