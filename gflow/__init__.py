@@ -1,0 +1,50 @@
+"""gflow: the exact gradient flow of linear networks, held against theory.
+
+The public names load on first use: importing gflow compiles nothing and draws nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gflow import datasets, observe, papers, plot, theory
+    from gflow.claims import Verdict, check
+    from gflow.comparison import compare
+    from gflow.integrate import descend, flow, load
+    from gflow.models.linear import DeepLinear, Symmetric
+    from gflow.problem import Problem
+    from gflow.trajectory import Status, Trajectory
+
+_HOME = {
+    "Problem": "gflow.problem",
+    "DeepLinear": "gflow.models.linear",
+    "Symmetric": "gflow.models.linear",
+    "flow": "gflow.integrate",
+    "descend": "gflow.integrate",
+    "load": "gflow.integrate",
+    "Trajectory": "gflow.trajectory",
+    "Status": "gflow.trajectory",
+    "compare": "gflow.comparison",
+    "check": "gflow.claims",
+    "Verdict": "gflow.claims",
+}
+_MODULES = ("datasets", "observe", "papers", "plot", "theory")
+
+__all__ = [*_HOME, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"gflow.{name}")
+    else:
+        raise AttributeError(f"module 'gflow' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gflow._check import finite_array
+from gflow._check import finite_array, one_of, positive_int
 from gflow.kernels import abi
 
 Array = NDArray[np.float64]
@@ -74,6 +74,13 @@ class Objective:
         kernel = self.loss_kernel
         return float(kernel.call(0.0, self.check_theta(theta), self.data, self.dims, self.work))
 
+    def losses(self, thetas: ArrayLike) -> Array:
+        """Loss (T,) at each row of parameters (T, P)."""
+        thetas = finite_array("thetas", thetas, ("T", self.size))
+        out = np.empty(len(thetas))
+        abi.losses(self.loss_kernel, self.data, self.dims, self.work, thetas, out)
+        return out
+
     def gradient(self, theta: ArrayLike) -> Array:
         """Gradient (P,) at parameters (P,)."""
         out = np.empty(self.size)
@@ -96,6 +103,38 @@ class Objective:
             kernel(0.0, theta, unit, self.data, self.dims, self.work, rows[i])
             unit[i] = 0.0
         return 0.5 * (rows + rows.T)
+
+    def eigenvalues(self, theta: ArrayLike, k: int | None = None, which: str = "largest") -> Array:
+        """Hessian eigenvalues in descending order: all (P,), or the k largest or smallest (k,).
+
+        Dense for P <= 500 or where the Lanczos iteration cannot serve; else
+        ``scipy.sparse.linalg.eigsh`` on Hessian-vector products.
+
+        Raises
+        ------
+        ValueError
+            If all eigenvalues are asked for with P > 5000, where the dense matrix would be too large.
+        """
+        one_of("which", which, ("largest", "smallest"))
+        k = self.size if k is None else min(positive_int("k", k), self.size)
+        if self.size <= 500 or k > self.size // 4:
+            if self.size > 5000:
+                raise ValueError(f"k must be at most P / 4 = {self.size // 4} for P = {self.size} > 5000; got {k}")
+            values = np.linalg.eigvalsh(self.hessian(theta))[::-1]
+            return values[:k] if which == "largest" else values[self.size - k :]
+        from scipy.sparse.linalg import LinearOperator, eigsh
+
+        theta = self.check_theta(theta)
+        out, kernel = np.empty(self.size), self.hvp_kernel.call
+
+        def product(v: Array) -> Array:
+            kernel(0.0, theta, np.ascontiguousarray(v).ravel(), self.data, self.dims, self.work, out)
+            return out.copy()
+
+        operator = LinearOperator((self.size, self.size), matvec=product, dtype=np.float64)
+        start = np.random.default_rng(0).standard_normal(self.size)  # the same answer on every call
+        side = "LA" if which == "largest" else "SA"
+        return np.sort(eigsh(operator, k=k, which=side, v0=start, return_eigenvectors=False))[::-1]
 
 
 def _kernel_arguments(model: Any, problem: Any) -> tuple[Array, NDArray[np.int64], int]:

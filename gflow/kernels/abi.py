@@ -97,3 +97,10 @@ def as_kernel(function: Any, signature: Any, name: str) -> Kernel:
             f"{name} must compile to {_ARGUMENTS[signature]} with one-dimensional float64 arrays "
             f"(dims: int64) and a float64 t; numba says: {error}"
         ) from error
+
+
+@kernel
+def losses(loss, data, dims, work, thetas, out):
+    """The loss at each row of ``thetas``."""
+    for i in range(out.size):
+        out[i] = loss(0.0, thetas[i], data, dims, work)

@@ -352,24 +352,3 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
             _keep_checkpoint(state)
         if dense_times.shape[0] > 0:
             _store_dense(gradient, data, dims, work, tableau, state, output)
-
-
-@kernel
-def losses(loss, data, dims, work, thetas, out):
-    """The loss at each row of ``thetas``."""
-    for i in range(out.size):
-        out[i] = loss(0.0, thetas[i], data, dims, work)
-
-
-@kernel
-def evaluate_dense(dense_times, dense, wanted, out):
-    """Parameters at wanted times, each inside one of the stored steps; takes no gradients."""
-    starts = dense_times[:, 0]
-    for i in range(wanted.size):
-        step = max(np.searchsorted(starts, wanted[i], side="right") - 1, 0)
-        x = (wanted[i] - starts[step]) / dense_times[step, 1]
-        for p in range(out.shape[1]):
-            value = 0.0
-            for d in range(dense.shape[1] - 1, 0, -1):
-                value = (value + dense[step, d, p]) * x
-            out[i, p] = dense[step, 0, p] + value

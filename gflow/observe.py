@@ -1,0 +1,181 @@
+"""Observables: what to measure along a trajectory.
+
+Every observable is a function ``f(model, problem, theta)`` of one state (P,).  Its name can be given
+to ``flow(..., observe=[...])``; :func:`along` computes it afterwards at the saved states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gflow._check import finite_array
+from gflow.objective import Objective
+from gflow.trajectory import Trajectory
+
+Array = NDArray[np.float64]
+
+
+def loss(model: Any, problem: Any, theta: ArrayLike) -> float:
+    """Loss."""
+    return Objective(model, problem).loss(theta)
+
+
+def gradient_norm(model: Any, problem: Any, theta: ArrayLike) -> float:
+    """Euclidean norm of the gradient."""
+    return float(np.linalg.norm(Objective(model, problem).gradient(theta)))
+
+
+def end_to_end(model: Any, problem: Any, theta: ArrayLike) -> Array:
+    """End-to-end map W (k, d)."""
+    return _need(model, "end_to_end")(theta)
+
+
+def singular_values(model: Any, problem: Any, theta: ArrayLike) -> Array:
+    """Singular values (min(k, d),) of the end-to-end map, descending."""
+    return np.linalg.svd(end_to_end(model, problem, theta), compute_uv=False)
+
+
+def mode_strengths(model: Any, problem: Any, theta: ArrayLike) -> Array:
+    """Strengths u_iᵀ W v_i (min(k, d),) of the end-to-end map in the singular basis of the target.
+
+    Source: arXiv 1312.6120.
+
+    Raises
+    ------
+    ValueError
+        If the problem determines no target (sensing, completion).
+    """
+    u, _, v = problem.target_svd
+    return np.einsum("ai,ab,bi->i", u, end_to_end(model, problem, theta), v)
+
+
+def effective_ranks(matrix: ArrayLike) -> dict[str, float]:
+    """The four effective ranks of a matrix.
+
+    Parameters
+    ----------
+    matrix : array (k, d)
+
+    Returns
+    -------
+    dict
+        ``"nuclear"``: ‖W‖_* / ‖W‖₂ (arXiv 2011.13772); ``"entropy"``: −Σ p ln p with p the singular
+        values over their sum (arXiv 2103.10427); ``"roy_vetterli"``: its exponential;
+        ``"stable"``: ‖W‖_F² / ‖W‖₂².  NaN for a zero matrix.
+    """
+    s = np.linalg.svd(finite_array("matrix", matrix, ("k", "d")), compute_uv=False)
+    if s[0] == 0:
+        return dict.fromkeys(("nuclear", "entropy", "roy_vetterli", "stable"), float("nan"))
+    p = s / s.sum()
+    p = p[p > 0]
+    entropy = max(float(-np.sum(p * np.log(p))), 0.0)
+    relative = s / s[0]
+    return {
+        "nuclear": float(relative.sum()),
+        "entropy": entropy,
+        "roy_vetterli": float(np.exp(entropy)),
+        "stable": float(np.sum(relative**2)),
+    }
+
+
+def nuclear_rank(model: Any, problem: Any, theta: ArrayLike) -> float:
+    """Effective rank ‖W‖_* / ‖W‖₂ of the end-to-end map (arXiv 2011.13772)."""
+    return effective_ranks(end_to_end(model, problem, theta))["nuclear"]
+
+
+def entropy_rank(model: Any, problem: Any, theta: ArrayLike) -> float:
+    """Effective rank −Σ p ln p of the end-to-end map, p = singular values over their sum (arXiv 2103.10427)."""
+    return effective_ranks(end_to_end(model, problem, theta))["entropy"]
+
+
+def roy_vetterli_rank(model: Any, problem: Any, theta: ArrayLike) -> float:
+    """Effective rank exp(−Σ p ln p) of the end-to-end map."""
+    return effective_ranks(end_to_end(model, problem, theta))["roy_vetterli"]
+
+
+def stable_rank(model: Any, problem: Any, theta: ArrayLike) -> float:
+    """Stable rank ‖W‖_F² / ‖W‖₂² of the end-to-end map."""
+    return effective_ranks(end_to_end(model, problem, theta))["stable"]
+
+
+def imbalance(model: Any, problem: Any, theta: ArrayLike) -> Array:
+    """Frobenius norms (N − 1,) of the imbalance matrices W_{l+1}ᵀW_{l+1} − W_l W_lᵀ.
+
+    The matrices themselves: ``model.imbalance(theta)``.
+    """
+    return np.array([np.linalg.norm(m) for m in _need(model, "imbalance")(theta)])
+
+
+def hessian_eigenvalues(model: Any, problem: Any, theta: ArrayLike, k: int | None = None) -> Array:
+    """Eigenvalues of the Hessian of the loss, descending.
+
+    Parameters
+    ----------
+    k : int, optional
+        How many of the largest; default all P.  Dense for P ≤ 500, else
+        ``scipy.sparse.linalg.eigsh`` on Hessian-vector products.
+    """
+    return Objective(model, problem).eigenvalues(theta, k)
+
+
+def sharpness(model: Any, problem: Any, theta: ArrayLike) -> float:
+    """Largest eigenvalue of the Hessian of the loss; gradient descent is stable below 2 / step size."""
+    return float(Objective(model, problem).eigenvalues(theta, 1)[0])
+
+
+def smallest_eigenvalue(model: Any, problem: Any, theta: ArrayLike) -> float:
+    """Smallest eigenvalue of the Hessian of the loss; below zero where the flow spreads."""
+    return float(Objective(model, problem).eigenvalues(theta, 1, "smallest")[0])
+
+
+def ntk(model: Any, problem: Any, theta: ArrayLike, X: ArrayLike | None = None) -> Array:
+    """Finite-width neural tangent kernel (n k, n k): J Jᵀ with J = ∂f(x_i)_a / ∂θ, sample-major.
+
+    Parameters
+    ----------
+    X : array (n, d), optional
+        Inputs; default the problem's, or the unit vectors for a factorisation or completion.
+    """
+    if X is None:
+        X = problem.X if getattr(problem, "kind", "") == "regression" else np.eye(problem.inputs)
+    j = _need(model, "jacobian")(theta, X)
+    j = j.reshape(-1, j.shape[-1])
+    return j @ j.T
+
+
+#: The observables that have a name.
+OBSERVABLES: dict[str, Callable[..., Any]] = {
+    f.__name__: f
+    for f in (
+        loss, gradient_norm, end_to_end, singular_values, mode_strengths, nuclear_rank, entropy_rank,
+        roy_vetterli_rank, stable_rank, imbalance, hessian_eigenvalues, sharpness, smallest_eigenvalue, ntk,
+    )
+}  # fmt: skip
+
+
+def by_name(name: str) -> Callable[..., Any]:
+    """The observable of this name; a ValueError lists the names if there is none."""
+    if name not in OBSERVABLES:
+        raise ValueError(f"observe must name one of {', '.join(OBSERVABLES)}; got {name!r}")
+    return OBSERVABLES[name]
+
+
+def along(trajectory: Trajectory, observable: str | Callable[..., Any]) -> Array:
+    """An observable (T, ...) at the saved states of a trajectory; taken from it if it was computed on the way."""
+    if isinstance(observable, str):
+        if observable in trajectory.observed:
+            return trajectory.observed[observable]
+        observable = by_name(observable)
+    model, problem = trajectory.spec["model"], trajectory.spec["problem"]
+    return np.array([observable(model, problem, theta) for theta in trajectory.theta])
+
+
+def _need(model: Any, name: str) -> Callable[..., Any]:
+    method = getattr(model, name, None)
+    if method is None:
+        raise ValueError(f"this observable needs model.{name}, which {type(model).__name__} does not have")
+    return method

@@ -1,0 +1,349 @@
+"""Trajectory: states of a run with its whole cause, its gauges and what it says of its own accuracy."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gflow import _record
+from gflow.objective import Objective
+
+Array = NDArray[np.float64]
+
+#: Largest P for which the status measures the sensitivity of its own accord.
+SENSITIVITY_SIZE = 500
+_UNSTABLE = 1e-3
+
+
+@dataclass(frozen=True)
+class Status:
+    """Why a run ended, as a word and as sentences.
+
+    Attributes
+    ----------
+    code : str
+        ``"finished"``, ``"stopped"`` (by ``stop=``), ``"interrupted"``, ``"max_steps"``,
+        ``"step_too_small"``, ``"non_finite"`` or ``"memory"``.
+    message : str
+        What happened, and what to try.
+    warnings : tuple of str
+        What else should be known before the numbers are trusted; each begins with its name.
+    """
+
+    code: str
+    message: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run did what was asked, and nothing puts its numbers in doubt."""
+        return self.code in ("finished", "stopped") and not self.warnings
+
+    def __str__(self) -> str:
+        return " ".join([self.message, *self.warnings])
+
+
+class Steps(NamedTuple):
+    """Every attempted step: start, length, and whether it was accepted, each (S,)."""
+
+    t: Array
+    h: Array
+    accepted: NDArray[np.bool_]
+
+
+class Gauges(NamedTuple):
+    """What the exact flow conserves, as measured at the saved times; free checks, not error bounds.
+
+    ``invariant_drift`` (T,): largest change of a conserved quantity, relative to the size of the
+    terms that cancel in it; None if the model names no invariants.
+    ``dissipation_defect`` (T,): \\|L(0) − L(t) − ∫‖∇L‖²dt\\| relative to L(0); None without a loss or
+    for gradient descent.
+    """
+
+    invariant_drift: Array | None
+    dissipation_defect: Array | None
+
+
+class ErrorEstimate(NamedTuple):
+    """Measured difference from a run at a hundredth of the tolerance.
+
+    ``theta`` (T,): ‖θ − θ_ref‖ / ‖θ_ref‖; ``loss`` (T,): \\|L − L_ref\\|, absolute (None without a loss);
+    ``reference``: the finer run.  NaN at times that the finer run did not reach.
+    """
+
+    theta: Array
+    loss: Array | None
+    reference: Trajectory
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """States of a network along gradient flow or gradient descent.
+
+    Attributes
+    ----------
+    t : array (T,)
+        Times of the saved states; step size × step number for gradient descent.
+    theta : array (T, P)
+        Parameters.
+    outcome : Status
+        How the run ended; :attr:`status` adds what the trajectory says of its accuracy.
+    counts : dict
+        Accepted and rejected steps, gradients.
+    steps : Steps or None
+        History of attempted steps; None for gradient descent.
+    observed : dict of str to array (T, ...)
+        Observables computed on the way; also ``trajectory[name]``.
+    versions : dict
+        Versions of gflow, numpy, scipy, numba and Python that made it.
+
+    Notes
+    -----
+    Made by :func:`gflow.flow` and :func:`gflow.descend`, or read by :func:`gflow.load`.
+    """
+
+    t: Array
+    theta: Array
+    outcome: Status
+    counts: dict[str, int]
+    steps: Steps | None = field(default=None, repr=False)
+    observed: dict[str, Array] = field(default_factory=dict, repr=False)
+    dissipation: Array | None = field(default=None, repr=False)
+    dense: tuple[Array, Array] | None = field(default=None, repr=False)
+    checkpoints: tuple[Array, Array] | None = field(default=None, repr=False)
+    state: dict[str, Array] = field(default_factory=dict, repr=False)
+    versions: dict[str, str] = field(default_factory=dict, repr=False)
+    recorded_spec: Any = field(default=None, repr=False)
+    recorded_loss: Array | None = field(default=None, repr=False)
+    solve: Callable[..., Trajectory] | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        return (
+            f"Trajectory: {len(self.t)} states of {self.theta.shape[1]} parameters, "
+            f"t = {self.t[0]:g} to {self.t[-1]:g}. {self.outcome}"
+        )
+
+    def __getitem__(self, name: str) -> Array:
+        try:
+            return self.observed[name]
+        except KeyError:
+            known = ", ".join(map(repr, self.observed)) or "none"
+            raise KeyError(
+                f"{name!r} was not observed on the way (observed: {known}); ask for it with "
+                f"observe=[{name!r}], or compute it now with gflow.observe.along(trajectory, {name!r})"
+            ) from None
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """Everything that the run was called with: ``gflow.flow(**trajectory.spec)`` repeats it.
+
+        A user's own model or callable of a loaded trajectory is looked up by its import name; a
+        warning says if its source has changed, and using it says if it was not found.
+        """
+        if isinstance(self.recorded_spec, _record.Recorded):
+            spec, notes = self.recorded_spec.restore()
+            for note in notes:
+                warnings.warn(note, stacklevel=2)
+            return spec
+        return self.recorded_spec
+
+    @cached_property
+    def objective(self) -> Objective:
+        """Model on problem, as functions of the parameters."""
+        return Objective(self.spec["model"], self.spec["problem"])
+
+    @property
+    def end(self) -> Array:
+        """The last saved state (P,)."""
+        return self.theta[-1]
+
+    @cached_property
+    def loss(self) -> Array:
+        """Loss (T,) at the saved states; a ValueError if the model has no loss."""
+        if self.recorded_loss is not None:
+            return self.recorded_loss
+        return self.objective.losses(self.theta)
+
+    def _loss_or_none(self) -> Array | None:
+        if self.recorded_loss is None and not self.objective.has("loss"):
+            return None
+        return self.loss
+
+    @cached_property
+    def gauges(self) -> Gauges:
+        """Drift of the conserved quantities and the dissipation defect, at the saved times."""
+        drift = None
+        if self.objective.has("invariants"):
+            start = np.asarray(self.spec["theta0"])
+            drift = _invariant_drift(self.objective, start, self.t, self.theta)
+        defect = None
+        if self.dissipation is not None and self.objective.has("loss"):
+            first = self.objective.loss(self.spec["theta0"])
+            defect = np.abs(first - self.loss - self.dissipation) / (abs(first) or 1.0)
+        return Gauges(drift, defect)
+
+    @cached_property
+    def status(self) -> Status:
+        """How the run ended, with warnings; measures the sensitivity if P ≤ 500."""
+        if self.checkpoints is None or self.theta.shape[1] > SENSITIVITY_SIZE or not self.objective.has("hvp"):
+            return self.outcome
+        growth, amplified = self._growth
+        if amplified <= _UNSTABLE:
+            return self.outcome
+        warning = (
+            "unstable manifold: along this trajectory a perturbation may have grown "
+            f"{_exp_text(growth)}-fold, and errors of the size of rtol to {amplified:.1g} of the state; "
+            "rounding may decide where it goes. Compare with error_estimate()."
+        )
+        return replace(self.outcome, warnings=(*self.outcome.warnings, warning))
+
+    def sensitivity(self) -> float:
+        """How much a perturbation may have grown: exp ∫ max(−λ_min(H), 0) dt from the start to the end.
+
+        H is the Hessian of the loss, at up to 32 of the accepted steps, evenly thinned; the integral
+        is the trapezoid's.  Needs ``model.hvp``.
+
+        Raises
+        ------
+        ValueError
+            If the model has no Hessian-vector product, or the trajectory is of gradient descent.
+        """
+        if self.checkpoints is None:
+            raise ValueError("sensitivity is measured along a flow; this trajectory is of gradient descent")
+        return float(np.exp(min(self._growth[0], 709.0)))
+
+    @cached_property
+    def _growth(self) -> tuple[float, float]:
+        """Exponent of the sensitivity, and the largest amplified relative error of size rtol.
+
+        An error made at time s has the size rtol × ‖θ(s)‖ and may have grown to its exponential at t:
+        growth along an escape that the solution itself follows does not count against it.
+        """
+        assert self.checkpoints is not None
+        times, states = self.checkpoints
+        bottom = np.array([self.objective.eigenvalues(x, 1, "smallest")[0] for x in states])
+        rate = np.maximum(-bottom, 0.0)
+        exponent = np.concatenate([[0.0], np.cumsum(0.5 * (rate[1:] + rate[:-1]) * np.diff(times))])
+        size = np.linalg.norm(states, axis=1)
+        size[size == 0.0] = np.finfo(float).tiny
+        unit = self.spec["rtol"] + np.finfo(float).eps
+        log_error = np.maximum.accumulate(np.log(unit * size) - exponent) + exponent - np.log(size)
+        return float(exponent[-1]), float(np.exp(min(log_error.max(), 709.0)))
+
+    def at(self, t: ArrayLike) -> Array:
+        """States (..., P) at any times within the run, from the stored interpolant.
+
+        Raises
+        ------
+        ValueError
+            If the run was made without ``dense=True``, or a time lies outside it.
+        """
+        if self.dense is None:
+            raise ValueError("at() needs the dense output: run flow(..., dense=True), or give the times in t")
+        times = np.asarray(t, dtype=np.float64)
+        steps, coefficients = self.dense
+        first, last = steps[0, 0], steps[-1].sum()
+        bad = ~((times >= first) & (times <= last))
+        if bad.any():
+            raise ValueError(f"t must lie within the run, {first:g} to {last:g}; got {times[bad].flat[0]:g}")
+        flat = times.ravel()
+        step = np.clip(np.searchsorted(steps[:, 0], flat, side="right") - 1, 0, None)
+        x = ((flat - steps[step, 0]) / steps[step, 1])[:, None]
+        increment = np.zeros((flat.size, self.theta.shape[1]))
+        for degree in range(coefficients.shape[1] - 1, 0, -1):
+            increment = (increment + coefficients[step, degree]) * x
+        return (coefficients[step, 0] + increment).reshape(*times.shape, -1)
+
+    def error_estimate(self) -> ErrorEstimate:
+        """Solve again at rtol / 100 (at least 1e-13, atol scaled along) and measure the difference.
+
+        Raises
+        ------
+        ValueError
+            For gradient descent, which has no discretisation error of its own.
+        """
+        if self.steps is None or self.solve is None:
+            raise ValueError("error_estimate measures a flow; gradient descent is exact but for rounding")
+        rtol = max(self.spec["rtol"] / 100, 1e-13)
+        changes = {
+            "t": self.t, "rtol": rtol, "atol": self.spec["atol"] * (rtol / self.spec["rtol"]),
+            "observe": None, "stop": None, "dense": False, "progress": False,
+        }  # fmt: skip
+        reference = self.solve(**{**self.spec, **changes})
+        reached = np.flatnonzero(np.isin(self.t, reference.t))
+        match = np.searchsorted(reference.t, self.t[reached])
+        theta, loss = np.full(len(self.t), np.nan), None
+        difference = np.linalg.norm(self.theta[reached] - reference.theta[match], axis=1)
+        size = np.linalg.norm(reference.theta[match], axis=1)
+        theta[reached] = difference / np.where(size > 0, size, 1.0)
+        if self._loss_or_none() is not None:
+            loss = np.full(len(self.t), np.nan)
+            loss[reached] = np.abs(self.loss[reached] - reference.loss[match])
+        return ErrorEstimate(theta, loss, reference)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the trajectory and its whole cause to one ``.npz`` file; return its path.
+
+        The file appears under its name only when it is complete.
+        """
+        parts: dict[str, Any] = {
+            "t": self.t, "theta": self.theta, "dissipation": self.dissipation,
+            "loss": self._loss_or_none(), "state": self.state, "observed": self.observed,
+            "steps": None if self.steps is None else tuple(self.steps),
+            "dense": self.dense, "checkpoints": self.checkpoints,
+            "counts": self.counts, "versions": self.versions,
+            "outcome": [self.outcome.code, self.outcome.message, list(self.outcome.warnings)],
+        }  # fmt: skip
+        if isinstance(self.recorded_spec, _record.Recorded):
+            spec = self.recorded_spec
+        else:
+            spec = _record.Recorded.make(self.spec)
+        return _record.write(Path(path), parts, spec)
+
+
+def read(path: str | Path) -> Trajectory:
+    """Read a trajectory that :meth:`Trajectory.save` wrote.
+
+    Raises
+    ------
+    ValueError
+        If the file is not such a trajectory.
+    """
+    parts, spec = _record.read(Path(path))
+    code, message, notes = parts["outcome"]
+    steps = parts["steps"]
+    return Trajectory(
+        t=parts["t"], theta=parts["theta"], outcome=Status(code, message, tuple(notes)),
+        counts=parts["counts"], steps=None if steps is None else Steps(*steps),
+        observed=parts["observed"], dissipation=parts["dissipation"],
+        dense=parts["dense"], checkpoints=parts["checkpoints"],
+        state=parts["state"], versions=parts["versions"],
+        recorded_spec=spec, recorded_loss=parts["loss"],
+    )  # fmt: skip
+
+
+def _invariant_drift(objective: Objective, theta0: Array, t: Array, theta: Array) -> Array | None:
+    start, start_size = objective.model.invariants(theta0)
+    if np.size(start) == 0:
+        return None
+    drift = np.empty(len(t))
+    for i, state in enumerate(theta):
+        now, size = objective.model.invariants(state)
+        # weight decay makes every quadratic invariant decay at this rate
+        expected = start * np.exp(-2.0 * objective.weight_decay * t[i])
+        scale = np.maximum(np.maximum(size, start_size), np.finfo(float).tiny)
+        drift[i] = np.max(np.abs(now - expected) / scale)
+    return drift
+
+
+def _exp_text(exponent: float) -> str:
+    return f"{np.exp(exponent):.1g}" if exponent < 700 else f"10^{exponent / np.log(10):.0f}"
+
+
