@@ -19,7 +19,9 @@ def finite_array(name: str, value: Any, shape: Sequence[str | int]) -> NDArray[n
     try:
         array = np.array(value, dtype=np.float64, order="C")
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be a real array of shape {wanted}; got {value!r:.80} ({error})") from error
+        raise ValueError(
+            f"{name} must be a real array of shape {wanted}; got {value!r:.80} ({error})"
+        ) from error
     fits = array.ndim == len(shape) and all(
         have == want if isinstance(want, int) else have > 0
         for have, want in zip(array.shape, shape, strict=True)

@@ -23,7 +23,8 @@ class Progress:
         self._display: Any = None
         if not shown:
             return
-        from rich.progress import BarColumn, Progress as Display, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Display
 
         self._display = Display(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),

@@ -152,7 +152,7 @@ def write(path: Path, parts: dict[str, Any], spec: Recorded) -> Path:
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz.part")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, gflow=np.array(header), **body.arrays, **spec.arrays)
+            np.savez(file, **{"gflow": np.array(header), **body.arrays, **spec.arrays})  # type: ignore[arg-type]
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -171,7 +171,9 @@ def read(path: Path) -> tuple[dict[str, Any], Recorded]:
     except FileNotFoundError:
         raise
     except (OSError, KeyError, ValueError, EOFError) as error:
-        raise ValueError(f"path must name a trajectory saved by gflow; {path} cannot be read: {error}") from error
+        raise ValueError(
+            f"path must name a trajectory saved by gflow; {path} cannot be read: {error}"
+        ) from error
     spec = Recorded(json.dumps(header["spec"]), arrays)
     parts, _ = Recorded(json.dumps(header["parts"]), arrays).restore()
     return parts, spec

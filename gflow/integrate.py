@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from gflow.objective import Objective
 from gflow.trajectory import Status, Steps, Trajectory
 
 Array = NDArray[np.float64]
-Observers = str | Callable[..., Any] | Iterable[str | Callable[..., Any]] | Mapping[str, Callable[..., Any]] | None
+Observers = (
+    str | Callable[..., Any] | Iterable[str | Callable[..., Any]] | Mapping[str, Callable[..., Any]] | None
+)
 
 METHODS = {"tsit5": tableaus.tsit5, "dop853": tableaus.dop853}
 _CHUNK_SECONDS = 0.1
@@ -120,7 +122,7 @@ def flow(
     else:
         theta, method, rtol, atol = _continued(objective, theta0, start, method, rtol, atol)
         tableau = METHODS[method]()
-        state = explicit.State(*(start.state[name].copy() for name in explicit.State._fields))
+        state = explicit.State._make(start.state[name].copy() for name in explicit.State._fields)
     run = _Flow(objective, tableau, state, times, rtol, atol, dense)
     spec = {
         "model": model, "problem": problem, "theta0": theta, "t": times, "method": method, "rtol": rtol,
@@ -182,7 +184,9 @@ def descend(
     else:
         theta0 = _same_run(objective, theta0, start)
         if start.spec.get("step_size") != step_size:
-            raise ValueError(f"step_size must be that of start, {start.spec.get('step_size')}; got {step_size}")
+            raise ValueError(
+                f"step_size must be that of start, {start.spec.get('step_size')}; got {step_size}"
+            )
         theta, first = start.state["theta"].copy(), int(start.state["step"][0])
         if n_steps <= first:
             raise ValueError(f"n_steps must be above the {first} steps of start; got {n_steps}")
@@ -313,7 +317,9 @@ class _Flow:
             " The field seems to be discontinuous or not smooth here, or rtol and atol ask for more than "
             "double precision holds."
         )
-        return Status("step_too_small", self._stopped_at("the step size fell below the spacing of t") + advice)
+        return Status(
+            "step_too_small", self._stopped_at("the step size fell below the spacing of t") + advice
+        )
 
     def _stopped_at(self, why: str) -> str:
         return f"Stopped at t = {self.t:.6g} of {self.total:g} after {self.steps} steps: {why}."
@@ -332,12 +338,16 @@ class _Flow:
             times, coefficients = self.dense.pop()
             k = self.cursor[explicit.DENSE]
             kept = [*self.dense, (times[:k], coefficients[:k])]
-            dense = tuple(np.concatenate(part) for part in zip(*kept, strict=True))
+            dense = np.concatenate([a for a, _ in kept]), np.concatenate([b for _, b in kept])
         k = counters[explicit.CHECKPOINTS]
         checkpoints = self.state.checkpoint_times[:k].copy(), self.state.checkpoints[:k].copy()
         if k and self.t > checkpoints[0][-1]:
             checkpoints = np.append(checkpoints[0], self.t), np.vstack([checkpoints[1], self.now])
-        names = {"accepted": explicit.ACCEPTED, "rejected": explicit.REJECTED, "gradients": explicit.GRADIENTS}
+        names = {
+            "accepted": explicit.ACCEPTED,
+            "rejected": explicit.REJECTED,
+            "gradients": explicit.GRADIENTS,
+        }
         return Trajectory(
             t=t, theta=theta, outcome=outcome, dissipation=dissipation, observed=observed,
             counts={name: int(counters[i]) for name, i in names.items()},
@@ -359,7 +369,11 @@ class _Descent:
         self.first, self.every = first, every
         self.at = np.append(np.arange(first, n_steps, every), n_steps)
         refuse_if_too_large("save_every", "states to be saved", len(self.at) * objective.size * 8)
-        self.theta, self.now, self.g = np.empty((len(self.at), objective.size)), theta, np.empty(objective.size)
+        self.theta, self.now, self.g = (
+            np.empty((len(self.at), objective.size)),
+            theta,
+            np.empty(objective.size),
+        )
         self.cursor = np.array([first, 0], dtype=np.int64)
         self.total = float(n_steps)
         cost = objective.data.size + objective.work.size + 8 * objective.size + 100
@@ -463,7 +477,7 @@ def _observe_new(
 def _times(t: ArrayLike, start: Trajectory | None) -> Array:
     origin = 0.0 if start is None else float(start.t[-1])
     try:
-        scalar = np.ndim(t) == 0  # type: ignore[arg-type]
+        scalar = np.ndim(t) == 0
     except ValueError:
         scalar = False
     if scalar:
@@ -477,7 +491,9 @@ def _times(t: ArrayLike, start: Trajectory | None) -> Array:
     back = np.flatnonzero(np.diff(times) <= 0)
     if back.size:
         i = int(back[0])
-        raise ValueError(f"t must increase; t[{i}] = {times[i]:g} is followed by t[{i + 1}] = {times[i + 1]:g}")
+        raise ValueError(
+            f"t must increase; t[{i}] = {times[i]:g} is followed by t[{i + 1}] = {times[i + 1]:g}"
+        )
     if times[0] < origin:
         raise ValueError(f"t must begin at or after the end of start, {origin:g}; t[0] is {times[0]:g}")
     return times
@@ -511,13 +527,21 @@ def _observers(observe: Observers) -> dict[str, Callable[..., Any]]:
         pairs = list(observe.items())
     else:
         listed = [observe] if isinstance(observe, str) or callable(observe) else list(observe)
-        pairs = [(item if isinstance(item, str) else getattr(item, "__name__", repr(item)), item) for item in listed]
-    return {name: known.by_name(item) if isinstance(item, str) else _check_observer(name, item) for name, item in pairs}
+        pairs = [
+            (item if isinstance(item, str) else getattr(item, "__name__", repr(item)), item)
+            for item in listed
+        ]
+    return {
+        name: known.by_name(item) if isinstance(item, str) else _check_observer(name, item)
+        for name, item in pairs
+    }
 
 
 def _check_observer(name: str, item: Any) -> Callable[..., Any]:
     if not callable(item):
-        raise ValueError(f"observe[{name!r}] must be a name or a callable (model, problem, theta); got {item!r}")
+        raise ValueError(
+            f"observe[{name!r}] must be a name or a callable (model, problem, theta); got {item!r}"
+        )
     return item
 
 
@@ -540,7 +564,12 @@ def _same_run(objective: Objective, theta0: ArrayLike | None, start: Any) -> Arr
 
 
 def _continued(
-    objective: Objective, theta0: ArrayLike | None, start: Trajectory, method: str, rtol: float, atol: float | None
+    objective: Objective,
+    theta0: ArrayLike | None,
+    start: Trajectory,
+    method: str,
+    rtol: float,
+    atol: float | None,
 ) -> tuple[Array, str, float, float]:
     theta = _same_run(objective, theta0, start)
     if start.steps is None:
@@ -548,11 +577,13 @@ def _continued(
     spec = start.spec
     for name, given, default in (("method", method, "auto"), ("rtol", rtol, 1e-9), ("atol", atol, None)):
         if given != default and given != spec[name]:
-            raise ValueError(f"{name} must be left out with start=, or equal its {name}, {spec[name]!r}; got {given!r}")
+            raise ValueError(
+                f"{name} must be left out with start=, or equal its {name}, {spec[name]!r}; got {given!r}"
+            )
     return theta, spec["method"], spec["rtol"], spec["atol"]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pools() -> Any:
     from threadpoolctl import ThreadpoolController
 
@@ -567,7 +598,7 @@ def _blas(objective: Objective) -> AbstractContextManager[Any]:
     return _pools().limit(limits=1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 

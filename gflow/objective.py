@@ -32,7 +32,9 @@ class Objective:
     def __init__(self, model: Any, problem: Any) -> None:
         for name in ("size", "gradient", "kernel_arguments"):
             if not hasattr(model, name):
-                raise ValueError(f"model must have {name!r}; {type(model).__name__} has not (see gflow.models.base.Model)")
+                raise ValueError(
+                    f"model must have {name!r}; {type(model).__name__} has not (see gflow.models.base.Model)"
+                )
         self.model = model
         self.problem = problem
         self.size = int(model.size)
@@ -65,7 +67,7 @@ class Objective:
             raise ValueError(f"this needs model.{name}, which {type(self.model).__name__} does not have")
         return getattr(self.model, name)
 
-    def check_theta(self, theta: ArrayLike, name: str = "theta") -> Array:
+    def check_theta(self, theta: ArrayLike | None, name: str = "theta") -> Array:
         """Parameters as a new float64 array (P,), or a ValueError that says what is wrong."""
         return finite_array(name, theta, (self.size,))
 
@@ -119,8 +121,10 @@ class Objective:
         k = self.size if k is None else min(positive_int("k", k), self.size)
         if self.size <= 500 or k > self.size // 4:
             if self.size > 5000:
-                raise ValueError(f"k must be at most P / 4 = {self.size // 4} for P = {self.size} > 5000; got {k}")
-            values = np.linalg.eigvalsh(self.hessian(theta))[::-1]
+                raise ValueError(
+                    f"k must be at most P / 4 = {self.size // 4} for P = {self.size} > 5000; got {k}"
+                )
+            values = np.asarray(np.linalg.eigvalsh(self.hessian(theta))[::-1], dtype=np.float64)
             return values[:k] if which == "largest" else values[self.size - k :]
         from scipy.sparse.linalg import LinearOperator, eigsh
 
@@ -134,7 +138,8 @@ class Objective:
         operator = LinearOperator((self.size, self.size), matvec=product, dtype=np.float64)
         start = np.random.default_rng(0).standard_normal(self.size)  # the same answer on every call
         side = "LA" if which == "largest" else "SA"
-        return np.sort(eigsh(operator, k=k, which=side, v0=start, return_eigenvectors=False))[::-1]
+        values = eigsh(operator, k=k, which=side, v0=start, return_eigenvectors=False)
+        return np.asarray(np.sort(values)[::-1], dtype=np.float64)
 
 
 def _kernel_arguments(model: Any, problem: Any) -> tuple[Array, NDArray[np.int64], int]:

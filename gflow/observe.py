@@ -36,7 +36,7 @@ def end_to_end(model: Any, problem: Any, theta: ArrayLike) -> Array:
 
 def singular_values(model: Any, problem: Any, theta: ArrayLike) -> Array:
     """Singular values (min(k, d),) of the end-to-end map, descending."""
-    return np.linalg.svd(end_to_end(model, problem, theta), compute_uv=False)
+    return np.asarray(np.linalg.svd(end_to_end(model, problem, theta), compute_uv=False), dtype=np.float64)
 
 
 def mode_strengths(model: Any, problem: Any, theta: ArrayLike) -> Array:

@@ -162,7 +162,9 @@ class Problem:
     @property
     def outputs(self) -> int:
         """Output dimension k: rows of the end-to-end map."""
-        return int(self.X.shape[1] if self.kind == "sensing" else self.Y.shape[1 if self.X is not None else 0])
+        return int(
+            self.X.shape[1] if self.kind == "sensing" else self.Y.shape[1 if self.X is not None else 0]
+        )
 
     @property
     def samples(self) -> int | None:
@@ -209,4 +211,6 @@ class Problem:
 
     def _require_regression(self, what: str) -> None:
         if self.kind != "regression":
-            raise ValueError(f"{what} is defined for regression problems; this problem is of kind {self.kind!r}")
+            raise ValueError(
+                f"{what} is defined for regression problems; this problem is of kind {self.kind!r}"
+            )

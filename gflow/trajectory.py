@@ -192,9 +192,14 @@ class Trajectory:
     @cached_property
     def status(self) -> Status:
         """How the run ended, with warnings; measures the sensitivity if P ≤ 500."""
-        if self.checkpoints is None or self.theta.shape[1] > SENSITIVITY_SIZE or not self.objective.has("hvp"):
+        if (
+            self.checkpoints is None
+            or self.theta.shape[1] > SENSITIVITY_SIZE
+            or not self.objective.has("hvp")
+        ):
             return self.outcome
-        growth, amplified = self._growth
+        growth, amplification = self._growth
+        amplified = (self.spec["rtol"] + np.finfo(float).eps) * amplification
         if amplified <= _UNSTABLE:
             return self.outcome
         warning = (
@@ -215,17 +220,27 @@ class Trajectory:
         ValueError
             If the model has no Hessian-vector product, or the trajectory is of gradient descent.
         """
+        self._need_checkpoints()
+        return float(np.exp(min(self._growth[0], 709.0)))
+
+    @property
+    def amplification(self) -> float:
+        """How much a *relative* perturbation of the state may have grown between any two times s < t.
+
+        The largest ‖θ(s)‖ exp(∫_s^t max(−λ_min(H), 0)) / ‖θ(t)‖: growth along an escape that the
+        solution itself follows does not count.  Rounding × this bounds, to first order, what rounding
+        has done.  Needs ``model.hvp``, as :meth:`sensitivity` does.
+        """
+        self._need_checkpoints()
+        return self._growth[1]
+
+    def _need_checkpoints(self) -> None:
         if self.checkpoints is None:
             raise ValueError("sensitivity is measured along a flow; this trajectory is of gradient descent")
-        return float(np.exp(min(self._growth[0], 709.0)))
 
     @cached_property
     def _growth(self) -> tuple[float, float]:
-        """Exponent of the sensitivity, and the largest amplified relative error of size rtol.
-
-        An error made at time s has the size rtol × ‖θ(s)‖ and may have grown to its exponential at t:
-        growth along an escape that the solution itself follows does not count against it.
-        """
+        """Exponent of the sensitivity, and the amplification."""
         assert self.checkpoints is not None
         times, states = self.checkpoints
         bottom = np.array([self.objective.eigenvalues(x, 1, "smallest")[0] for x in states])
@@ -233,9 +248,8 @@ class Trajectory:
         exponent = np.concatenate([[0.0], np.cumsum(0.5 * (rate[1:] + rate[:-1]) * np.diff(times))])
         size = np.linalg.norm(states, axis=1)
         size[size == 0.0] = np.finfo(float).tiny
-        unit = self.spec["rtol"] + np.finfo(float).eps
-        log_error = np.maximum.accumulate(np.log(unit * size) - exponent) + exponent - np.log(size)
-        return float(exponent[-1]), float(np.exp(min(log_error.max(), 709.0)))
+        height = exponent - np.log(size)
+        return float(exponent[-1]), float(np.exp(min(np.max(height - np.minimum.accumulate(height)), 709.0)))
 
     def at(self, t: ArrayLike) -> Array:
         """States (..., P) at any times within the run, from the stored interpolant.
@@ -345,5 +359,3 @@ def _invariant_drift(objective: Objective, theta0: Array, t: Array, theta: Array
 
 def _exp_text(exponent: float) -> str:
     return f"{np.exp(exponent):.1g}" if exponent < 700 else f"10^{exponent / np.log(10):.0f}"
-
-

@@ -13,7 +13,7 @@ compiled code as an argument.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numba
@@ -41,7 +41,7 @@ _ARGUMENTS = {
 }
 
 
-class Kernel(types.WrapperAddressProtocol):  # type: ignore[misc]  # numba is untyped
+class Kernel(types.WrapperAddressProtocol):
     """A compiled function of one frozen signature, to be passed to a compiled solver.
 
     It hands over a bare address, which takes a few microseconds per call where numba's own
@@ -62,7 +62,7 @@ class Kernel(types.WrapperAddressProtocol):  # type: ignore[misc]  # numba is un
         return self._signature
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled(dispatcher: Any, signature: Any) -> Kernel:
     return Kernel(dispatcher, signature)
 

@@ -11,7 +11,7 @@ each tuple costs numba reference counts that on a network of two parameters exce
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -32,6 +32,9 @@ T, H, ERROR_BEFORE, DISSIPATION, T_BEFORE, H_BEFORE, DISSIPATION_BEFORE = range(
 ACCEPTED, REJECTED, GRADIENTS, STARTED, FRESH, EXTRA_DONE, STRIDE, CHECKPOINTS, REJECTED_LAST = range(9)
 # ... and in Output.cursor.
 SAVED, HISTORY, DENSE = range(3)
+
+# Why the last step was rejected, at REJECTED_LAST; 0 if it was accepted.
+_TOO_LARGE, _NOT_FINITE = 1, 2
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
 _MOST_CHECKPOINTS = 32
@@ -143,8 +146,22 @@ def _squared_norm(error, theta, theta_new, rtol, atol):
 
 @kernel
 def attempt(
-    gradient, data, dims, work, index, weight, count, node, last,
-    t, h, theta, theta_new, g, stages, slopes,
+    gradient,
+    data,
+    dims,
+    work,
+    index,
+    weight,
+    count,
+    node,
+    last,
+    t,
+    h,
+    theta,
+    theta_new,
+    g,
+    stages,
+    slopes,
 ):
     """Stages of one step of length h from theta at t; the result stands in ``theta_new``."""
     for r in range(1, last + 1):
@@ -177,12 +194,26 @@ def _extra_stages(gradient, data, dims, work, tableau, state):
     first, h = tableau.sizes[0], state.clock[H_BEFORE]
     for r in range(first, first + tableau.sizes[1]):
         _combine(
-            state.theta_new, state.theta_before, h, state.stages,
-            tableau.index, tableau.weight, r, tableau.count[r],
+            state.theta_new,
+            state.theta_before,
+            h,
+            state.stages,
+            tableau.index,
+            tableau.weight,
+            r,
+            tableau.count[r],
         )
         _field(
-            gradient, state.clock[T_BEFORE] + h * tableau.node[r], state.theta_new, data, dims, work,
-            state.gradient, state.stages, state.slopes, r,
+            gradient,
+            state.clock[T_BEFORE] + h * tableau.node[r],
+            state.theta_new,
+            data,
+            dims,
+            work,
+            state.gradient,
+            state.stages,
+            state.slopes,
+            r,
         )
     state.counters[GRADIENTS] += tableau.sizes[1]
     state.counters[EXTRA_DONE] = 1
@@ -230,7 +261,7 @@ def _keep_checkpoint(state):
     counters, times, kept = state.counters, state.checkpoint_times, state.checkpoints
     if counters[CHECKPOINTS] == times.size:
         half = (times.size + 1) // 2
-        for c in range(half):
+        for c in range(1, half):
             times[c] = times[2 * c]
             kept[c] = kept[2 * c]
         counters[CHECKPOINTS] = half
@@ -314,10 +345,24 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
             return NON_FINITE
         t, h = clock[T], clock[H]
         if t + 0.1 * h == t:
-            return STEP_TOO_SMALL
+            return NON_FINITE if counters[REJECTED_LAST] == _NOT_FINITE else STEP_TOO_SMALL
         attempt(
-            gradient, data, dims, work, index, weight, count, node, last,
-            t, h, theta, theta_new, g, stages, slopes,
+            gradient,
+            data,
+            dims,
+            work,
+            index,
+            weight,
+            count,
+            node,
+            last,
+            t,
+            h,
+            theta,
+            theta_new,
+            g,
+            stages,
+            slopes,
         )
         error = _error(index, weight, count, h, theta, theta_new, g, stages, rtol, atol)
         good = error <= 1.0  # false for NaN
@@ -329,7 +374,7 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
         budget -= 1
         if not good:
             counters[REJECTED] += 1
-            counters[REJECTED_LAST] = 1
+            counters[REJECTED_LAST] = _TOO_LARGE if error < np.inf else _NOT_FINITE
             clock[H] = h * (max(_SHRINK, _SAFETY * error ** (-1.0 / exponent)) if error < np.inf else _SHRINK)
             continue
         factor = _GROW

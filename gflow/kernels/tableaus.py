@@ -9,7 +9,7 @@ Springer 1993), II.10: order 8, error estimate from orders 5 and 3, interpolant 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -203,13 +203,13 @@ def _pack(
     return Tableau(np.array(nodes), index, weight, count, np.array(interpolant), sizes)
 
 
-@lru_cache(maxsize=None)
+@cache
 def tsit5() -> Tableau:
     """Order 5(4), six gradients a step, interpolant of order 4."""
     return _pack(_TSIT5_NODES, _TSIT5_STAGES, (_TSIT5_ERROR, []), _tsit5_interpolant(), 0, 5, 5)
 
 
-@lru_cache(maxsize=None)
+@cache
 def dop853() -> Tableau:
     """Order 8(5, 3), twelve gradients a step, three more for the interpolant of order 7."""
     return _pack(

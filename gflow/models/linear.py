@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,13 @@ def _orthonormal(rows: int, cols: int, rng: np.random.Generator) -> Array:
     q, r = np.linalg.qr(rng.standard_normal((max(rows, cols), min(rows, cols))))
     q = q * np.sign(np.diag(r))
     return q if rows >= cols else q.T
+
+
+def _draw(kind: str, rows: int, cols: int, rng: np.random.Generator) -> Array:
+    """A weight matrix of unit scale."""
+    if kind == "gaussian":
+        return rng.standard_normal((rows, cols))
+    return _orthonormal(rows, cols, rng) if kind == "orthogonal" else np.eye(rows, cols)
 
 
 class _Linear:
@@ -45,24 +53,26 @@ class _Linear:
         """
         if len(arrays) != len(self.shapes):
             raise ValueError(f"arrays must hold {len(self.shapes)} weight matrices; got {len(arrays)}")
-        parts = [finite_array(f"arrays[{j}]", a, s) for j, (a, s) in enumerate(zip(arrays, self.shapes, strict=True))]
+        parts = [
+            finite_array(f"arrays[{j}]", a, s)
+            for j, (a, s) in enumerate(zip(arrays, self.shapes, strict=True))
+        ]
         return np.concatenate([part.ravel() for part in parts])
 
     def unpack(self, theta: ArrayLike) -> list[Array]:
         """Split parameters (..., P) into weight matrices (..., rows, cols), as views where possible."""
-        theta = np.asarray(theta, dtype=np.float64)
-        if theta.ndim == 0 or theta.shape[-1] != self.size:
-            raise ValueError(f"theta must have {self.size} entries on its last axis; got shape {theta.shape}")
+        flat: Array = np.asarray(theta, dtype=np.float64)
+        if flat.ndim == 0 or flat.shape[-1] != self.size:
+            raise ValueError(f"theta must have {self.size} entries on its last axis; got shape {flat.shape}")
         return [
-            theta[..., block].reshape(*theta.shape[:-1], *shape)
+            flat[..., block].reshape(*flat.shape[:-1], *shape)
             for block, shape in zip(self.blocks(), self.shapes, strict=True)
         ]
 
     def blocks(self) -> list[slice]:
         """The slice of each weight matrix in ``theta``."""
-        ends = np.cumsum([rows * cols for rows, cols in self.shapes])
-        starts = [0, *ends[:-1]]
-        return [slice(int(a), int(b)) for a, b in zip(starts, ends, strict=True)]
+        ends = list(accumulate(rows * cols for rows, cols in self.shapes))
+        return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
     def _check_problem(self, problem: Problem, inputs: int, outputs: int) -> None:
         if not isinstance(problem, Problem):
@@ -82,7 +92,7 @@ def _kernel_data(problem: Problem) -> tuple[int, int, list[Array]]:
         n, d = x.shape
         if n > d:
             objective = kernels.COVARIANCE
-            r = np.linalg.qr(np.hstack([x, y]), mode="r")
+            r: Any = np.linalg.qr(np.hstack([x, y]), mode="r")
             floor = float(problem.factor or 0.0) * float(np.sum(r[d:, d:] ** 2))
             arrays = [problem.second_moment, problem.cross_moment, r[:d, :d], r[:d, d:].T]
         else:
@@ -99,7 +109,9 @@ def _kernel_data(problem: Problem) -> tuple[int, int, list[Array]]:
     return objective, problem.samples or 0, [header, *arrays]
 
 
-def _kernel_arguments(model: Any, problem: Problem, widths: Sequence[int]) -> tuple[Array, NDArray[np.int64], int]:
+def _kernel_arguments(
+    model: Any, problem: Problem, widths: Sequence[int]
+) -> tuple[Array, NDArray[np.int64], int]:
     objective, samples, arrays = _kernel_data(problem)
     data = np.concatenate([np.ravel(a) for a in arrays])
     dims = np.array(
@@ -205,12 +217,7 @@ class DeepLinear(_Linear):
         size = positive("scale", scale)
         if kind == "balanced":
             return self._balanced(size, rng)
-        draw = {
-            "gaussian": lambda rows, cols: rng.standard_normal((rows, cols)),
-            "orthogonal": lambda rows, cols: _orthonormal(rows, cols, rng),
-            "identity": np.eye,
-        }[kind]
-        return self.pack([size * draw(rows, cols) for rows, cols in self.shapes])
+        return self.pack([size * _draw(kind, rows, cols, rng) for rows, cols in self.shapes])
 
     def _chain(self, left: Array, strengths: Array, right: Array, rng: np.random.Generator) -> Array:
         """W_l = R_l diag(strengths) R_{l-1}ᵀ with R_0 = right, R_N = left and random frames between."""
@@ -254,7 +261,7 @@ class DeepLinear(_Linear):
         weights = self.unpack(theta)
         return [
             (np.swapaxes(above, -1, -2) @ above, below @ np.swapaxes(below, -1, -2))
-            for below, above in zip(weights[:-1], weights[1:], strict=True)
+            for below, above in pairwise(weights)
         ]
 
     def invariants(self, theta: ArrayLike) -> tuple[Array, Array]:
@@ -337,12 +344,7 @@ class Symmetric(_Linear):
         one_of("kind", kind, ("gaussian", "orthogonal", "identity"))
         size = positive("scale", scale)
         rng = np.random.default_rng(rng)
-        draw = {
-            "gaussian": lambda: rng.standard_normal((self.dimension, self.rank)),
-            "orthogonal": lambda: _orthonormal(self.dimension, self.rank, rng),
-            "identity": lambda: np.eye(self.dimension, self.rank),
-        }[kind]
-        return self.pack([size * draw()])
+        return self.pack([size * _draw(kind, self.dimension, self.rank, rng)])
 
     def end_to_end(self, theta: ArrayLike) -> Array:
         """End-to-end map W = U Uᵀ (..., d, d) of parameters (..., P)."""

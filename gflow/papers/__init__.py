@@ -1,0 +1,52 @@
+"""Papers, one file each: their set-ups, claims and figures; ``gflow reproduce NAME`` runs one.
+
+Every file offers ``claims(size)``, pairs of a claim and the verdict that it must get, and
+``reproduce(out, size, advance)``, which checks them, draws the figures and returns a report section.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gflow._check import one_of
+from gflow.report import Section
+
+#: Names on the command line, in the order of the README.
+PAPERS = ("digits", "saxe2013")
+#: What ``gflow reproduce`` runs without a name, in its quick size.
+TOUR = ("digits", "saxe2013")
+SIZES = ("quick", "full")
+
+Advance = Callable[[float, str], None]
+
+
+def paper(name: str) -> Any:
+    """The module of a paper."""
+    return importlib.import_module(f"gflow.papers.{one_of('name', name, PAPERS)}")
+
+
+def reproduce(name: str, out: str | Path, size: str = "full", advance: Advance | None = None) -> Section:
+    """Check a paper's claims and draw its figures into the folder ``out / name``.
+
+    Parameters
+    ----------
+    name : str
+        One of :data:`PAPERS`.
+    out : path
+        Folder; made if need be.
+    size : {"quick", "full"}
+    advance : callable, optional
+        Called with the fraction done and a note, for a progress bar.
+
+    Returns
+    -------
+    gflow.report.Section
+        Table rows and figures.
+    """
+    one_of("size", size, SIZES)
+    folder = Path(out) / paper(name).__name__.rsplit(".", 1)[-1]
+    folder.mkdir(parents=True, exist_ok=True)
+    return paper(name).reproduce(folder, size, advance or (lambda fraction, note: None))

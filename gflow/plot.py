@@ -1,0 +1,129 @@
+"""Figures: every function takes the axes first and returns the artists that it drew.
+
+``with plot.style():`` sets sizes, fonts and colours for a journal column; outside of it the functions
+leave your own settings alone.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike
+
+from gflow.comparison import Comparison
+from gflow.trajectory import Trajectory
+
+#: Width of one and of two columns, in inches.
+COLUMN, TWO_COLUMNS = 3.35, 6.9
+_MARKS = 25
+
+
+def style() -> AbstractContextManager[None]:
+    """Context in which figures are made to fit a journal column."""
+
+    return mpl.style.context(str(files("gflow") / "gflow.mplstyle"))
+
+
+def figure(
+    rows: int = 1, columns: int = 1, *, wide: bool | None = None, height: float = 2.2
+) -> tuple[Figure, Any]:
+    """A figure one column wide (two if it has more than one column of axes), and its axes.
+
+    Parameters
+    ----------
+    rows, columns : int
+        Grid of axes.
+    wide : bool, optional
+        Whether it spans two columns of text.
+    height : float
+        Height of a row, in inches.
+
+    Returns
+    -------
+    Figure, Axes or array of Axes (rows, columns)
+    """
+    import matplotlib.pyplot as plt
+
+    width = TWO_COLUMNS if (columns > 1 if wide is None else wide) else COLUMN
+    return plt.subplots(
+        rows, columns, figsize=(width, height * rows), layout="constrained", squeeze=rows * columns == 1
+    )
+
+
+def save(fig: Figure, path: str | Path) -> list[Path]:
+    """Write a figure as PDF and PNG beside each other, close it, and return both paths."""
+    import matplotlib.pyplot as plt
+
+    base = Path(path)
+    base.parent.mkdir(parents=True, exist_ok=True)
+    made = [base.with_name(base.name + ending) for ending in (".pdf", ".png")]
+    for target in made:
+        metadata = {"CreationDate": None} if target.suffix == ".pdf" else None
+        fig.savefig(target, metadata=metadata)
+    plt.close(fig)
+    return made
+
+
+def sequence(n: int) -> np.ndarray:
+    """``n`` colours (n, 4) from dark to light for things that have an order, such as modes."""
+    return mpl.colormaps["viridis"](np.linspace(0.0, 0.9, n))
+
+
+def curves(ax: Axes, t: ArrayLike, values: ArrayLike, **style: Any) -> list[Line2D]:
+    """One line per column of ``values`` (T, K) against t (T,), coloured in order."""
+    values = np.asarray(values)
+    values = values.reshape(len(values), -1)
+    return [
+        ax.plot(t, column, color=color, **style)[0]
+        for column, color in zip(values.T, sequence(values.shape[1]), strict=True)
+    ]
+
+
+def comparison(ax: Axes, result: Comparison) -> list[Line2D]:
+    """Predicted curves as lines, measured values as marks at some of the saved times."""
+    lines = curves(ax, result.t, result.predicted)
+    some = np.unique(np.linspace(0, len(result.t) - 1, _MARKS).astype(int))
+    marks = curves(ax, result.t[some], result.measured[some], linestyle="none", marker="o", markersize=2.2)
+    ax.set_xlabel("time $t$")
+    ax.set_ylabel(result.prediction.observable.replace("_", " ").rstrip("s"))
+    handles = [
+        Line2D([], [], color="0.4", label="closed form"),
+        Line2D([], [], color="0.4", linestyle="none", marker="o", markersize=2.2, label="exact flow"),
+    ]
+    ax.legend(handles=handles, loc="best")
+    return lines + marks
+
+
+def error(ax: Axes, result: Comparison, **style: Any) -> list[Line2D]:
+    """Relative difference of flow and closed form, against time, on a logarithmic axis."""
+    lines = ax.semilogy(result.t, np.maximum(result.error, np.finfo(float).eps / 4), **style)
+    ax.set_xlabel("time $t$")
+    ax.set_ylabel("relative difference")
+    return lines
+
+
+def loss(ax: Axes, trajectory: Trajectory, **style: Any) -> list[Line2D]:
+    """Loss against time, on a logarithmic axis."""
+    lines = ax.semilogy(trajectory.t, trajectory.loss, **style)
+    ax.set_xlabel("time $t$")
+    ax.set_ylabel("loss $L$")
+    return lines
+
+
+def steps(ax: Axes, trajectory: Trajectory, **style: Any) -> list[Line2D]:
+    """Accepted step sizes against time, on logarithmic axes."""
+    if trajectory.steps is None:
+        raise ValueError("trajectory must be of the flow to have a step history; it is of gradient descent")
+    kept = trajectory.steps.accepted
+    lines = ax.loglog((trajectory.steps.t + trajectory.steps.h)[kept], trajectory.steps.h[kept], **style)
+    ax.set_xlabel("time $t$")
+    ax.set_ylabel("step size $h$")
+    return lines

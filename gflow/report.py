@@ -1,0 +1,126 @@
+"""Reports: what a paper's reproduction found, as a table in the terminal and a page with its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from gflow.claims import Observation, Verdict
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a quantity, what theory says of it, what was measured, and the verdict."""
+
+    quantity: str
+    predicted: str
+    measured: str
+    error: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A figure of a report: its PNG (with a PDF of the same name beside it) and a caption with its source."""
+
+    path: Path
+    caption: str
+
+
+@dataclass
+class Section:
+    """What the reproduction of one paper found.
+
+    Attributes
+    ----------
+    name, title, reference : str
+        Command-line name; the paper's title; authors, year and arXiv id.
+    text : str
+        What was done, in a paragraph.
+    rows : list of Row
+    plates : list of Plate
+    """
+
+    name: str
+    title: str
+    reference: str
+    text: str
+    rows: list[Row] = field(default_factory=list)
+    plates: list[Plate] = field(default_factory=list)
+
+    @property
+    def failures(self) -> list[Row]:
+        """Rows whose verdict is not what was expected."""
+        return [row for row in self.rows if "!" in row.verdict]
+
+
+def verdict_rows(verdict: Verdict, expected: str = "holds") -> list[Row]:
+    """Rows for a verdict; a status other than the expected one is marked with ``!``."""
+    mark = "" if verdict.status == expected else f" (expected {expected}!)"
+    name = verdict.claim.name
+    if not verdict.findings:
+        return [Row(name, "—", verdict.note, "—", verdict.status + mark)]
+    rows = []
+    for f in verdict.findings:
+        c = f.conclusion
+        if c.predicted is None:
+            predicted, measured = f"≤ {c.bound:.1e}", f"{c.value:.2e}"
+        else:
+            predicted, measured = f"{c.predicted:.8g}", f"{c.value:.8g}"
+        rows.append(Row(f"{name}: {c.name}", predicted, measured, f"{f.uncertainty:.1e}", f.status + mark))
+    return rows
+
+
+def observation_row(observation: Observation) -> Row:
+    """A row for an empirical statement."""
+    note = f" ({observation.note})" if observation.note else ""
+    return Row(
+        observation.name + note, "—", f"{observation.value:.6g}", f"{observation.error:.1e}", "observation"
+    )
+
+
+def print_section(section: Section, console: Any) -> None:
+    """Write a section's table to a rich console."""
+    from rich.table import Table
+
+    colors = {"holds": "green", "inapplicable": "yellow", "violated": "red", "inconclusive": "magenta"}
+    table = Table(title=f"{section.title}\n{section.reference}", title_justify="left", expand=True)
+    for heading in ("quantity", "predicted", "measured", "numerical error", "verdict"):
+        table.add_column(heading, overflow="fold", ratio=5 if heading == "quantity" else 2)
+    for row in section.rows:
+        color = "bold red" if "!" in row.verdict else colors.get(row.verdict.split(" ")[0], "cyan")
+        cells = (row.quantity, row.predicted, row.measured, row.error)
+        table.add_row(*(_plain(cell) for cell in cells), f"[{color}]{_plain(row.verdict)}[/]")
+    console.print(table)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def write_page(sections: Sequence[Section], out: Path, versions: dict[str, str]) -> Path:
+    """Write ``index.html`` with all sections into the folder that holds their figures; return its path."""
+    from jinja2 import Environment
+
+    template = Environment(autoescape=True).from_string((files("gflow") / "report.html").read_text("utf-8"))
+    page = out / "index.html"
+    plates = {
+        plate.path: (
+            plate.path.relative_to(out).as_posix(),
+            plate.path.with_suffix(".pdf").relative_to(out).as_posix(),
+        )
+        for section in sections
+        for plate in section.plates
+    }
+    page.write_text(template.render(sections=sections, plates=plates, versions=versions), "utf-8")
+    return page
+
+
+def expected_rows(verdicts: Iterable[tuple[Verdict, str]]) -> list[Row]:
+    """Rows for verdicts with the status that each is expected to have."""
+    return [row for verdict, expected in verdicts for row in verdict_rows(verdict, expected)]

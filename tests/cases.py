@@ -1,0 +1,135 @@
+"""The cases that all tests share: a model on a problem from a start, with the closed form where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.linalg import expm
+
+import gflow
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A flow from ``theta0`` up to the time ``end``; ``exact(t)`` (T, P) is its closed form."""
+
+    name: str
+    model: Any
+    problem: gflow.Problem
+    theta0: np.ndarray
+    end: float
+    exact: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+def logistic(t, start, limit, rate=2.0):
+    """The solution of du/dt = rate u (limit - u)."""
+    return limit / (1.0 + (limit / start - 1.0) * np.exp(-rate * limit * t))
+
+
+def orthogonal(rng, rows, cols):
+    """A matrix with orthonormal columns."""
+    return np.linalg.qr(rng.standard_normal((rows, cols)))[0]
+
+
+def scalar():
+    """Two factors of one number, L = (a b - s)^2 / 2 from a = b: u = a b is logistic."""
+    s, a = 2.0, 1e-3
+
+    def exact(t):
+        return np.repeat(np.sqrt(logistic(t, a * a, s))[:, None], 2, axis=1)
+
+    problem = gflow.Problem.factorization([[s]])
+    return Case("scalar", gflow.DeepLinear((1, 1, 1)), problem, np.full(2, a), 6.0, exact)
+
+
+def single_layer(weight_decay):
+    """One layer: dW/dt = -W A + B is linear, and W(t) - B A^-1 = (W(0) - B A^-1) exp(-A t)."""
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((9, 3)), rng.standard_normal((9, 2))
+    start = rng.standard_normal((2, 3))
+    a = x.T @ x / 9 + weight_decay * np.eye(3)
+    limit = np.linalg.solve(a, x.T @ y / 9).T
+
+    def exact(t):
+        return np.array([(limit + (start - limit) @ expm(-a * now)).ravel() for now in t])
+
+    problem = gflow.Problem(x, y, weight_decay=weight_decay)
+    name = "single layer" + (" with weight decay" if weight_decay else "")
+    return Case(name, gflow.DeepLinear((3, 2)), problem, start.ravel(), 5.0, exact)
+
+
+def two_modes():
+    """Two layers on whitened data, aligned with the target: each mode is a logistic curve of its own."""
+    rng = np.random.default_rng(2)
+    n, d, hidden, k = 12, 4, 3, 2
+    x = np.sqrt(n) * orthogonal(rng, n, d)
+    left, right, frame = orthogonal(rng, k, 2), orthogonal(rng, d, 2), orthogonal(rng, hidden, 2)
+    s, a = np.array([3.0, 1.0]), np.array([0.03, 0.01])
+    model = gflow.DeepLinear((d, hidden, k))
+    problem = gflow.Problem(x, x @ (left * s @ right.T).T)
+
+    def layers(strength):
+        return np.concatenate([(frame * strength @ right.T).ravel(), (left * strength @ frame.T).ravel()])
+
+    def exact(t):
+        return np.array([layers(np.sqrt(logistic(now, a**2, s))) for now in t])
+
+    return Case("two modes", model, problem, layers(a), 7.0, exact)
+
+
+def symmetric_modes():
+    """M = V diag(s) V^T and U = V diag(a): d(a^2)/dt = 4 a^2 (s - a^2)."""
+    rng = np.random.default_rng(3)
+    v = orthogonal(rng, 3, 2)
+    s, a = np.array([2.0, 1.0]), np.array([0.05, 0.1])
+    problem = gflow.Problem.factorization(v * s @ v.T)
+
+    def exact(t):
+        return np.array([(v * np.sqrt(logistic(now, a**2, s, rate=4.0))).ravel() for now in t])
+
+    return Case("symmetric modes", gflow.Symmetric(3, 2), problem, (v * a).ravel(), 3.0, exact)
+
+
+def _random(name, model, problem, scale=0.5, seed=0, end=2.0):
+    theta0 = scale * np.random.default_rng(seed).standard_normal(model.size)
+    return Case(name, model, problem, theta0, end)
+
+
+def without_closed_form():
+    """Networks of every objective, from starts that are neither balanced nor aligned."""
+    rng = np.random.default_rng(4)
+    normal = rng.standard_normal
+    return [
+        _random("regression n > d", gflow.DeepLinear((3, 4, 2)), gflow.Problem(normal((8, 3)), normal((8, 2)))),
+        _random("regression n < d", gflow.DeepLinear((5, 2, 3)), gflow.Problem(normal((3, 5)), normal((3, 3)))),
+        _random("one output, depth 3", gflow.DeepLinear((4, 3, 2, 1)), gflow.Problem(normal((6, 4)), normal(6))),
+        _random(
+            "weight decay, depth 3",
+            gflow.DeepLinear((2, 3, 3, 2)),
+            gflow.Problem(normal((7, 2)), normal((7, 2)), weight_decay=0.1),
+        ),
+        _random("bottleneck", gflow.DeepLinear((3, 1, 3)), gflow.Problem.factorization(normal((3, 3)))),
+        _random(
+            "sensing", gflow.DeepLinear((3, 2, 4)), gflow.Problem.sensing(normal((6, 4, 3)), normal(6)), scale=0.3
+        ),
+        _random(
+            "completion",
+            gflow.DeepLinear((3, 3, 3)),
+            gflow.Problem.completion(normal((3, 3)), [[1, 0, 1], [0, 1, 1], [1, 1, 0]]),
+        ),
+        _random("symmetric", gflow.Symmetric(3, 3), gflow.Problem.factorization(np.diag([2.0, 1.0, -1.0]))),
+        _random(
+            "symmetric regression",
+            gflow.Symmetric(3, 2),
+            gflow.Problem(normal((7, 3)), normal((7, 3)), weight_decay=0.05),
+        ),
+        _random("depth 4, beyond small loops", gflow.DeepLinear((9, 8, 7, 8, 6)),
+                gflow.Problem.factorization(normal((6, 9))), scale=0.2),
+    ]  # fmt: skip
+
+
+SOLVED = [scalar(), single_layer(0.0), single_layer(0.3), two_modes(), symmetric_modes()]
+CASES = [*SOLVED, *without_closed_form()]

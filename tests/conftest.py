@@ -1,0 +1,30 @@
+"""Settings shared by all tests."""
+
+from __future__ import annotations
+
+import pytest
+from cases import CASES, SOLVED
+from hypothesis import settings
+
+settings.register_profile("gflow", derandomize=True, deadline=None, max_examples=25)
+settings.load_profile("gflow")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes more than a few seconds")
+
+
+def by_name(cases):
+    return [pytest.param(case, id=case.name) for case in cases]
+
+
+@pytest.fixture(params=by_name(CASES))
+def case(request):
+    """Every case of ``cases.py`` in turn."""
+    return request.param
+
+
+@pytest.fixture(params=by_name(SOLVED))
+def solved(request):
+    """Every case with a closed form in turn."""
+    return request.param

@@ -1,0 +1,83 @@
+"""Machine code from disk: served in a second process, never stale, and not touched by an import."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gflow
+
+PACKAGE = Path(gflow.__file__).parent
+RUN = """
+import json, gflow
+from gflow.kernels import abi, descent, explicit, linear
+problem = gflow.Problem.factorization([[2.0]])
+model = gflow.DeepLinear((1, 1, 1))
+flow = gflow.flow(model, problem, [0.1, 0.1], [0.3, 1.0], dense=True)
+descent_run = gflow.descend(model, problem, [0.1, 0.1], 0.1, 5)
+flow.loss, flow.sensitivity()
+kernels = explicit.advance, descent.advance, abi.losses, linear.loss, linear.gradient, linear.hvp
+print(json.dumps({
+    "flow": flow.end.tolist(), "descent": descent_run.end.tolist(), "steps": flow.counts["accepted"],
+    "hits": [sum(k.stats.cache_hits.values()) for k in kernels],
+    "misses": [sum(k.stats.cache_misses.values()) for k in kernels],
+}))
+"""
+
+
+def python(code, package=PACKAGE):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
+    environment["PYTHONPATH"] = str(package.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=package.parent, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def run(package=PACKAGE):
+    return json.loads(python(RUN, package))
+
+
+def test_importing_loads_neither_compiler_nor_graphics():
+    out = python("import sys, gflow; print([m for m in ('numba', 'matplotlib', 'scipy') if m in sys.modules])")
+    assert out.strip() == "[]"
+
+
+def test_a_second_process_compiles_nothing():
+    run()
+    second = run()
+    assert second["misses"] == [0] * 6
+    assert min(second["hits"]) >= 1
+
+
+@pytest.mark.slow
+def test_an_edited_kernel_gives_new_numbers(tmp_path):
+    package = tmp_path / "gflow"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    fresh = run(package)
+    cached = run(package)
+    here = run()
+    assert min(fresh["misses"]) >= 1 and cached["misses"] == [0] * 6
+    assert fresh["flow"] == cached["flow"] == here["flow"] and fresh["descent"] == here["descent"]
+
+    edit(package / "kernels" / "linear.py", "scale, size = 2.0 * data[0]", "scale, size = 4.0 * data[0]")
+    doubled = run(package)
+    assert doubled["flow"] != fresh["flow"] and doubled["descent"] != fresh["descent"]
+
+    edit(package / "kernels" / "explicit.py", "_SAFETY, _SHRINK, _GROW = 0.9", "_SAFETY, _SHRINK, _GROW = 0.5")
+    careful = run(package)
+    assert careful["steps"] > doubled["steps"]
+    assert careful["descent"] == doubled["descent"]
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
