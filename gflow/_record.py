@@ -14,6 +14,9 @@ import inspect
 import json
 import os
 import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,11 +66,28 @@ def _import_name(thing: Any) -> str:
     return f"{thing.__module__}:{thing.__qualname__}"
 
 
-def _source_hash(thing: Any) -> str | None:
+def _is_foreign(thing: Any) -> bool:
+    """Whether something is not gflow's own, which is known by its version."""
+    return thing.__module__.split(".")[0] not in ("gflow", "builtins")
+
+
+def _source_hash(things: Iterable[Any]) -> str | None:
     try:
-        return hashlib.sha256(inspect.getsource(getattr(thing, "py_func", thing)).encode()).hexdigest()
+        source = "".join(inspect.getsource(getattr(thing, "py_func", thing)) for thing in things)
+        return hashlib.sha256(source.encode()).hexdigest()
     except (OSError, TypeError):
         return None
+
+
+def _function_hash(function: Any) -> str | None:
+    return _source_hash([function]) if _is_foreign(function) else None
+
+
+def _object_hash(value: Any) -> str | None:
+    """Hash of the source of an object's classes and of its kernels, which may stand outside the class."""
+    classes = [kind for kind in type(value).__mro__ if _is_foreign(kind)]
+    kernels = [getattr(value, name, None) for name in ("gradient", "loss", "hvp")]
+    return _source_hash([*classes, *(k for k in kernels if hasattr(k, "py_func"))]) if classes else None
 
 
 def _encode(value: Any, arrays: dict[str, NDArray[Any]], key: str) -> Any:
@@ -88,7 +108,7 @@ def _encode(value: Any, arrays: dict[str, NDArray[Any]], key: str) -> Any:
     if isinstance(value, Missing):
         return {"missing": [value.name, value.reason]}
     if callable(value) and hasattr(value, "__qualname__") and not isinstance(value, type):
-        return {"function": _import_name(value), "source": _foreign_hash(value)}
+        return {"function": _import_name(value), "source": _function_hash(value)}
     kind = type(value)
     if dataclasses.is_dataclass(value):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
@@ -96,14 +116,9 @@ def _encode(value: Any, arrays: dict[str, NDArray[Any]], key: str) -> Any:
         fields = dict(vars(value)) if hasattr(value, "__dict__") else {}
     return {
         "object": _import_name(kind),
-        "source": _foreign_hash(kind),
+        "source": _object_hash(value),
         "fields": {k: _encode(v, arrays, f"{key}/{k}") for k, v in fields.items()},
     }
-
-
-def _foreign_hash(thing: Any) -> str | None:
-    """Hash of the source of what is not gflow's own; gflow's is known by its version."""
-    return None if thing.__module__.split(".")[0] == "gflow" else _source_hash(thing)
 
 
 def _decode(node: Any, arrays: dict[str, NDArray[Any]], notes: list[str]) -> Any:
@@ -131,14 +146,20 @@ def _decode(node: Any, arrays: dict[str, NDArray[Any]], notes: list[str]) -> Any
             thing = getattr(thing, part)
     except (ImportError, AttributeError) as error:
         return Missing(name, f"{type(error).__name__}: {error}")
-    if node["source"] is not None and _source_hash(thing) != node["source"]:
-        notes.append(f"the source of {name} has changed since this trajectory was made")
     if "function" in node:
-        return thing
-    fields = {k: _decode(v, arrays, notes) for k, v in node["fields"].items()}
-    if dataclasses.is_dataclass(thing):
-        return thing(**fields)
-    made = object.__new__(thing)
+        made, source = thing, _function_hash(thing)
+    else:
+        made = _make(thing, {k: _decode(v, arrays, notes) for k, v in node["fields"].items()})
+        source = _object_hash(made)
+    if node["source"] is not None and source != node["source"]:
+        notes.append(f"the source of {name} has changed since this trajectory was made")
+    return made
+
+
+def _make(kind: Any, fields: dict[str, Any]) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return kind(**fields)
+    made: Any = object.__new__(kind)
     made.__dict__.update(fields)
     return made
 
@@ -168,12 +189,9 @@ def read(path: Path) -> tuple[dict[str, Any], Recorded]:
         header = json.loads(str(arrays.pop("gflow")))
         if header["format"] != FORMAT:
             raise ValueError(f"it has format {header['format']}, and this gflow reads format {FORMAT}")
+        parts, _ = Recorded(json.dumps(header["parts"]), arrays).restore()
+        return parts, Recorded(json.dumps(header["spec"]), arrays)
     except FileNotFoundError:
         raise
-    except (OSError, KeyError, ValueError, EOFError) as error:
-        raise ValueError(
-            f"path must name a trajectory saved by gflow; {path} cannot be read: {error}"
-        ) from error
-    spec = Recorded(json.dumps(header["spec"]), arrays)
-    parts, _ = Recorded(json.dumps(header["parts"]), arrays).restore()
-    return parts, spec
+    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"path must name a trajectory saved by gflow; {path} cannot be read: {error}") from error

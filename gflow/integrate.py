@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -234,7 +236,7 @@ class _Flow:
         self.total = float(times[-1])
         # a rough cost in units of a nanosecond, for the length of the first stretch
         cost = len(tableau.node) * (objective.data.size + objective.work.size + 8 * objective.size + 100)
-        self.first_budget = int(np.clip(2e7 / cost, 1, 10_000))
+        self.first_budget = int(min(max(2e7 / cost, 1), 10_000))
         self._new_history()
         self._new_dense()
 
@@ -331,18 +333,17 @@ class _Flow:
         if outcome.code != "finished" and (n == 0 or self.t > t[-1]):
             t, theta = np.append(t, self.t), np.vstack([theta, self.now])
             dissipation = np.append(dissipation, clock[explicit.DISSIPATION])
-        blocks = [*self.history[:-1], self.history[-1][: self.cursor[explicit.HISTORY]]]
-        history = np.concatenate(blocks)
+        history = self.history[-1][: self.cursor[explicit.HISTORY]]
+        if len(self.history) > 1:
+            history = np.concatenate([*self.history[:-1], history])
         dense = None
         if self.keep_dense:
             times, coefficients = self.dense.pop()
             k = self.cursor[explicit.DENSE]
             kept = [*self.dense, (times[:k], coefficients[:k])]
             dense = np.concatenate([a for a, _ in kept]), np.concatenate([b for _, b in kept])
-        k = counters[explicit.CHECKPOINTS]
-        checkpoints = self.state.checkpoint_times[:k].copy(), self.state.checkpoints[:k].copy()
-        if k and self.t > checkpoints[0][-1]:
-            checkpoints = np.append(checkpoints[0], self.t), np.vstack([checkpoints[1], self.now])
+        k = int(counters[explicit.CHECKPOINTS])
+        checkpoints = self.state.checkpoint_times[:k], self.state.checkpoints[:k]
         names = {
             "accepted": explicit.ACCEPTED,
             "rejected": explicit.REJECTED,
@@ -352,7 +353,7 @@ class _Flow:
             t=t, theta=theta, outcome=outcome, dissipation=dissipation, observed=observed,
             counts={name: int(counters[i]) for name, i in names.items()},
             steps=Steps(history[:, 0], history[:, 1], history[:, 2] > 0), dense=dense,
-            checkpoints=checkpoints if k else None, state=self.state._asdict(),
+            checkpoints=checkpoints, state=self.state._asdict(),
             versions=versions(), recorded_spec=spec, solve=flow,
         )  # fmt: skip
 
@@ -377,7 +378,7 @@ class _Descent:
         self.cursor = np.array([first, 0], dtype=np.int64)
         self.total = float(n_steps)
         cost = objective.data.size + objective.work.size + 8 * objective.size + 100
-        self.first_budget = int(np.clip(2e7 / cost, 1, 100_000))
+        self.first_budget = int(min(max(2e7 / cost, 1), 100_000))
 
     @property
     def steps(self) -> int:
@@ -391,7 +392,10 @@ class _Descent:
     def t(self) -> float:
         return self.steps * self.step_size
 
-    advanced = saved
+    @property
+    def advanced(self) -> int:
+        """A count that grows when there is a new saved state to show to ``stop``; the first one is saved late."""
+        return max(self.saved, 1)
 
     def note(self) -> str:
         return f"step {self.steps}"
@@ -508,9 +512,10 @@ def _rtol(rtol: float) -> float:
 
 def _default_atol(objective: Objective, theta: Array, rtol: float) -> float:
     blocks = objective.model.blocks() if objective.has("blocks") else [slice(None)]
-    sizes = [float(np.sqrt(np.mean(theta[block] ** 2))) for block in blocks]
-    smallest = min((size for size in sizes if size > 0), default=1.0)
-    return max(rtol * 1e-3 * smallest, float(np.finfo(float).tiny))
+    parts = [theta[block] for block in blocks]
+    squares = [float(part @ part) / max(part.size, 1) for part in parts]
+    smallest = math.sqrt(min((square for square in squares if square > 0), default=1.0))
+    return max(rtol * 1e-3 * smallest, sys.float_info.min)
 
 
 def _callable_or_none(name: str, value: Any) -> None:

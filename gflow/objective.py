@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,20 +44,20 @@ class Objective:
         self.work = np.zeros(work_size)
         self.weight_decay = float(getattr(problem, "weight_decay", 0.0))
 
-    @property
+    @cached_property
     def gradient_kernel(self) -> abi.Kernel:
         """The compiled gradient."""
-        return abi.as_kernel(self.model.gradient, abi.GRADIENT, "model.gradient")
+        return abi.as_kernel(self.model.gradient, "gradient")
 
-    @property
+    @cached_property
     def loss_kernel(self) -> abi.Kernel:
         """The compiled loss."""
-        return abi.as_kernel(self._need("loss"), abi.LOSS, "model.loss")
+        return abi.as_kernel(self._need("loss"), "loss")
 
-    @property
+    @cached_property
     def hvp_kernel(self) -> abi.Kernel:
         """The compiled Hessian-vector product."""
-        return abi.as_kernel(self._need("hvp"), abi.HVP, "model.hvp")
+        return abi.as_kernel(self._need("hvp"), "hvp")
 
     def has(self, name: str) -> bool:
         """Whether the model offers an optional name."""

@@ -243,6 +243,8 @@ class Trajectory:
         """Exponent of the sensitivity, and the amplification."""
         assert self.checkpoints is not None
         times, states = self.checkpoints
+        within = times < self.t[-1]  # steps overshoot the end
+        times, states = np.append(times[within], self.t[-1]), np.vstack([states[within], self.end])
         bottom = np.array([self.objective.eigenvalues(x, 1, "smallest")[0] for x in states])
         rate = np.maximum(-bottom, 0.0)
         exponent = np.concatenate([[0.0], np.cumsum(0.5 * (rate[1:] + rate[:-1]) * np.diff(times))])

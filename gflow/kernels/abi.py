@@ -23,61 +23,55 @@ from numba.core.dispatcher import Dispatcher
 _floats = types.float64[::1]
 _ints = types.int64[::1]
 
-#: ``gradient(t, theta, data, dims, work, out)``: writes the gradient of the loss to ``out``.
-GRADIENT = types.void(types.float64, _floats, _floats, _ints, _floats, _floats)
-#: ``loss(t, theta, data, dims, work)``: returns the loss.
-LOSS = types.float64(types.float64, _floats, _floats, _ints, _floats)
-#: ``hvp(t, theta, v, data, dims, work, out)``: writes the Hessian times ``v`` to ``out``.
-HVP = types.void(types.float64, _floats, _floats, _floats, _ints, _floats, _floats)
+#: THE signatures.  ``gradient`` and ``hvp`` (the Hessian times v) write to ``out``; ``loss`` returns a number.
+SIGNATURES = {
+    "gradient": types.void(types.float64, _floats, _floats, _ints, _floats, _floats),
+    "loss": types.float64(types.float64, _floats, _floats, _ints, _floats),
+    "hvp": types.void(types.float64, _floats, _floats, _floats, _ints, _floats, _floats),
+}
+ARGUMENTS = {
+    "gradient": "(t, theta, data, dims, work, out) -> None",
+    "loss": "(t, theta, data, dims, work) -> float",
+    "hvp": "(t, theta, v, data, dims, work, out) -> None",
+}
 
 #: The decorator of all compiled code.  Nothing is compiled before the first call; the
 #: interpreter lock is released, so that a progress display goes on during long calls.
 kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
 
-_ARGUMENTS = {
-    GRADIENT: "(t, theta, data, dims, work, out) -> None",
-    LOSS: "(t, theta, data, dims, work) -> float",
-    HVP: "(t, theta, v, data, dims, work, out) -> None",
-}
 
-
-class Kernel(types.WrapperAddressProtocol):
+class Kernel:
     """A compiled function of one frozen signature, to be passed to a compiled solver.
 
-    It hands over a bare address, which takes a few microseconds per call where numba's own
-    dispatcher takes thirty to fifty.  Called from Python, it is the compiled function.
+    It hands over a bare address and a ready-made type, which takes a few microseconds per call where
+    numba's own dispatcher takes thirty to fifty.  ``call`` is the function for use from Python.
     """
 
     def __init__(self, dispatcher: Any, signature: Any) -> None:
         dispatcher.compile(signature.args)
         result = dispatcher.get_compile_result(signature)
-        self._address = result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name)
-        self._signature = signature
+        self._address = int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
+        self._numba_type_ = types.FunctionType(signature)
         self.call = dispatcher
 
     def __wrapper_address__(self) -> int:
-        return int(self._address)
-
-    def signature(self) -> Any:
-        return self._signature
+        return self._address
 
 
 @cache
-def _compiled(dispatcher: Any, signature: Any) -> Kernel:
-    return Kernel(dispatcher, signature)
+def _compiled(dispatcher: Any, kind: str) -> Kernel:
+    return Kernel(dispatcher, SIGNATURES[kind])
 
 
-def as_kernel(function: Any, signature: Any, name: str) -> Kernel:
-    """Compile a function for its frozen signature, or take it from the cache.
+def as_kernel(function: Any, kind: str) -> Kernel:
+    """Compile a model's function for its frozen signature, or take it from the cache.
 
     Parameters
     ----------
     function : numba dispatcher
         A function decorated with ``@njit``, without a signature of its own.
-    signature
-        One of ``GRADIENT``, ``LOSS``, ``HVP``.
-    name : str
-        What to call the function in an error message.
+    kind : {"gradient", "loss", "hvp"}
+        Which of the signatures.
 
     Raises
     ------
@@ -87,14 +81,14 @@ def as_kernel(function: Any, signature: Any, name: str) -> Kernel:
     function = getattr(function, "__func__", function)  # numba binds dispatchers found on a class
     if not isinstance(function, Dispatcher):
         raise ValueError(
-            f"{name} must be a function decorated with numba.njit, with arguments "
-            f"{_ARGUMENTS[signature]}; got {type(function).__name__}"
+            f"model.{kind} must be a function decorated with numba.njit, with arguments "
+            f"{ARGUMENTS[kind]}; got {type(function).__name__}"
         )
     try:
-        return _compiled(function, signature)
+        return _compiled(function, kind)
     except (numba.core.errors.NumbaError, TypeError, AssertionError) as error:
         raise ValueError(
-            f"{name} must compile to {_ARGUMENTS[signature]} with one-dimensional float64 arrays "
+            f"model.{kind} must compile to {ARGUMENTS[kind]} with one-dimensional float64 arrays "
             f"(dims: int64) and a float64 t; numba says: {error}"
         ) from error
 

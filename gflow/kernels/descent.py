@@ -22,7 +22,7 @@ def advance(gradient, data, dims, work, theta, g, cursor, step_size, first, ever
     size = theta.size
     while True:
         step = cursor[STEP]
-        if cursor[SAVED] < saved.shape[0] and ((step - first) % every == 0 or step == n_steps):
+        if cursor[SAVED] < saved.shape[0] and step == min(first + cursor[SAVED] * every, n_steps):
             saved[cursor[SAVED]] = theta
             cursor[SAVED] += 1
         if step == n_steps:

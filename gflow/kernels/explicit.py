@@ -38,6 +38,8 @@ _TOO_LARGE, _NOT_FINITE = 1, 2
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
 _MOST_CHECKPOINTS = 32
+# Below this many parameters plain loops in place beat calls.
+_FEW = 8
 
 
 class State(NamedTuple):
@@ -85,13 +87,18 @@ def new_state(theta0: Floats, t0: float, tableau: Tableau) -> State:
 
 
 @kernel
+def _dot(g):
+    return np.dot(g, g)
+
+
+@kernel
 def _field(gradient, t, theta, data, dims, work, g, stages, slopes, row):
     """Row of the stages = -grad L, of the slopes = |grad L|^2."""
     gradient(t, theta, data, dims, work, g)
     size = g.size
     square = 0.0
     if size > 64:
-        square = np.dot(g, g)
+        square = _dot(g)
     else:
         for i in range(size):
             square += g[i] * g[i]
@@ -104,13 +111,6 @@ def _field(gradient, t, theta, data, dims, work, g, stages, slopes, row):
 def _combine(out, theta, h, stages, index, weight, row, count):
     """out = theta + h sum_j weight[row, j] stages[index[row, j]]."""
     n = out.size
-    if n < 8 or count == 0:
-        for i in range(n):
-            x = 0.0
-            for j in range(count):
-                x += weight[row, j] * stages[index[row, j], i]
-            out[i] = theta[i] + h * x
-        return
     for i in range(n):
         out[i] = theta[i]
     j = 0
@@ -164,23 +164,51 @@ def attempt(
     slopes,
 ):
     """Stages of one step of length h from theta at t; the result stands in ``theta_new``."""
+    size = theta.size
     for r in range(1, last + 1):
-        _combine(theta_new, theta, h, stages, index, weight, r, count[r])
-        _field(gradient, t + h * node[r], theta_new, data, dims, work, g, stages, slopes, r)
+        if size < _FEW:  # a call costs more than the arithmetic
+            for i in range(size):
+                x = 0.0
+                for j in range(count[r]):
+                    x += weight[r, j] * stages[index[r, j], i]
+                theta_new[i] = theta[i] + h * x
+        else:
+            _combine(theta_new, theta, h, stages, index, weight, r, count[r])
+        gradient(t + h * node[r], theta_new, data, dims, work, g)
+        square = 0.0
+        if size > 64:
+            square = _dot(g)
+        else:
+            for i in range(size):
+                square += g[i] * g[i]
+        for i in range(size):
+            stages[r, i] = -g[i]
+        slopes[r] = square
 
 
 @kernel
 def _error(index, weight, count, h, theta, theta_new, scratch, stages, rtol, atol):
     """Error of an attempted step in units of the tolerance: Hairer's blend of both estimates."""
     high, low = 0.0, 0.0
-    row = count.size - 2
-    scratch[:] = 0.0
-    _combine(scratch, scratch, 1.0, stages, index, weight, row, count[row])
-    high = _squared_norm(scratch, theta, theta_new, rtol, atol)
-    if count[row + 1] > 0:
+    row, size = count.size - 2, theta.size
+    if size < _FEW:
+        for i in range(size):
+            x, y = 0.0, 0.0
+            for j in range(count[row]):
+                x += weight[row, j] * stages[index[row, j], i]
+            for j in range(count[row + 1]):
+                y += weight[row + 1, j] * stages[index[row + 1, j], i]
+            scale = atol[i] + rtol * max(abs(theta[i]), abs(theta_new[i]))
+            high += (x / scale) ** 2
+            low += (y / scale) ** 2
+    else:
         scratch[:] = 0.0
-        _combine(scratch, scratch, 1.0, stages, index, weight, row + 1, count[row + 1])
-        low = _squared_norm(scratch, theta, theta_new, rtol, atol)
+        _combine(scratch, scratch, 1.0, stages, index, weight, row, count[row])
+        high = _squared_norm(scratch, theta, theta_new, rtol, atol)
+        if count[row + 1] > 0:
+            scratch[:] = 0.0
+            _combine(scratch, scratch, 1.0, stages, index, weight, row + 1, count[row + 1])
+            low = _squared_norm(scratch, theta, theta_new, rtol, atol)
     if high == 0.0 and low == 0.0:
         return 0.0
     return abs(h) * high / np.sqrt((high + 0.01 * low) * atol.size)

@@ -40,10 +40,15 @@ def _matrix(flat, start, rows, cols):
 
 
 @kernel
+def _mul_blas(a, i0, b, j0, out, k0, rows, inner, cols):
+    np.dot(_matrix(a, i0, rows, inner), _matrix(b, j0, inner, cols), _matrix(out, k0, rows, cols))
+
+
+@kernel
 def _mul(a, i0, b, j0, out, k0, rows, inner, cols):
     """out = a b for matrices (rows, inner) and (inner, cols) that start at i0, j0, k0 of flat arrays."""
     if rows * inner * cols > _SMALL:
-        np.dot(_matrix(a, i0, rows, inner), _matrix(b, j0, inner, cols), _matrix(out, k0, rows, cols))
+        _mul_blas(a, i0, b, j0, out, k0, rows, inner, cols)
         return
     for i in range(rows):
         for j in range(cols):
@@ -54,10 +59,15 @@ def _mul(a, i0, b, j0, out, k0, rows, inner, cols):
 
 
 @kernel
+def _mul_tn_blas(a, i0, b, j0, out, k0, rows, inner, cols):
+    np.dot(_matrix(a, i0, inner, rows).T, _matrix(b, j0, inner, cols), _matrix(out, k0, rows, cols))
+
+
+@kernel
 def _mul_tn(a, i0, b, j0, out, k0, rows, inner, cols):
     """out = a^T b for matrices (inner, rows) and (inner, cols)."""
     if rows * inner * cols > _SMALL:
-        np.dot(_matrix(a, i0, inner, rows).T, _matrix(b, j0, inner, cols), _matrix(out, k0, rows, cols))
+        _mul_tn_blas(a, i0, b, j0, out, k0, rows, inner, cols)
         return
     for i in range(rows):
         for j in range(cols):
@@ -68,10 +78,15 @@ def _mul_tn(a, i0, b, j0, out, k0, rows, inner, cols):
 
 
 @kernel
+def _mul_nt_blas(a, i0, b, j0, out, k0, rows, inner, cols):
+    np.dot(_matrix(a, i0, rows, inner), _matrix(b, j0, cols, inner).T, _matrix(out, k0, rows, cols))
+
+
+@kernel
 def _mul_nt(a, i0, b, j0, out, k0, rows, inner, cols):
     """out = a b^T for matrices (rows, inner) and (cols, inner)."""
     if rows * inner * cols > _SMALL:
-        np.dot(_matrix(a, i0, rows, inner), _matrix(b, j0, cols, inner).T, _matrix(out, k0, rows, cols))
+        _mul_nt_blas(a, i0, b, j0, out, k0, rows, inner, cols)
         return
     for i in range(rows):
         for j in range(cols):

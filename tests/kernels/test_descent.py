@@ -90,14 +90,27 @@ def test_stable_exactly_below_two_over_sharpness(excess):
     assert (distance[-1] < distance[0]) == (excess < 1)
 
 
-def test_stop_and_observe():
+@pytest.mark.parametrize("every", [1, 3])
+def test_stop_and_observe(every):
+    """``stop`` is asked at each saved state, and changes nothing before it ends the run."""
     case = CASES[0]
+    asked = []
+
+    def above_one(t, theta):
+        asked.append(t)
+        return theta[0] > 1
+
     run = gflow.descend(
-        case.model, case.problem, [0.5, 0.5], 0.1, 1000, stop=lambda t, theta: theta[0] > 1, observe="loss"
+        case.model, case.problem, [0.5, 0.5], 0.1, 1000, stop=above_one, observe="loss", save_every=every
     )
     assert run.status.code == "stopped" and run.status.ok
     assert run.end[0] > 1 >= run.theta[-2, 0]
+    steps = every * np.arange(len(run.t))
+    np.testing.assert_array_equal(run.t, 0.1 * steps)
+    wanted = by_hand(Objective(case.model, case.problem), [0.5, 0.5], 0.1, steps[-1])[::every]
+    np.testing.assert_allclose(run.theta, wanted, rtol=100 * EPS)
     np.testing.assert_array_equal(run["loss"], run.loss)
+    assert asked == list(run.t)
 
 
 def test_pausing_changes_nothing():

@@ -226,7 +226,7 @@ def clock_hand(t, theta, data, dims, work, out):
 
 
 def lone(gradient, pair, theta0=1.0, times=(0.0, 3.0), **settings):
-    return Loop(abi.as_kernel(gradient, abi.GRADIENT, "gradient"), NOTHING, [theta0], times, pair, **settings)
+    return Loop(abi.as_kernel(gradient, "gradient"), NOTHING, [theta0], times, pair, **settings)
 
 
 @by_pair

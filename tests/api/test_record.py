@@ -1,0 +1,219 @@
+"""Saving and loading: the trajectory and its whole cause, through one file."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from cases import CASES
+
+import gflow
+
+USER_MODULE = """
+import numba
+import numpy as np
+
+
+@numba.njit
+def gradient(t, theta, data, dims, work, out):
+    out[0] = theta[0]{change}
+
+
+class Decay:
+    size = 1
+    gradient = gradient
+
+    def kernel_arguments(self, problem):
+        return [], [], 0
+
+
+def observe_first(model, problem, theta):
+    return theta[0]
+"""
+
+
+def first(model, problem, theta):
+    return theta[0]
+
+
+def never(t, theta):
+    return False
+
+
+def test_everything_comes_back(case, tmp_path):
+    run = gflow.flow(
+        case.model, case.problem, case.theta0, np.linspace(0.0, case.end, 5), dense=True,
+        observe={"first": first, "loss": "loss"}, stop=never,
+    )  # fmt: skip
+    path = run.save(tmp_path / "run")
+    assert path == tmp_path / "run.npz"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        back = gflow.load(path)
+        np.testing.assert_array_equal(back.t, run.t)
+        np.testing.assert_array_equal(back.theta, run.theta)
+        np.testing.assert_array_equal(back.loss, run.loss)
+        np.testing.assert_array_equal(back.steps, run.steps)
+        np.testing.assert_array_equal(back.at(run.t), run.at(run.t))
+        np.testing.assert_array_equal(back["first"], run["first"])
+        assert back.counts == run.counts and back.versions == run.versions
+        assert back.outcome == run.outcome and back.status == run.status
+        for mine, theirs in zip(back.gauges, run.gauges, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+        assert back.sensitivity() == run.sensitivity()
+        assert back.spec["observe"]["first"] is first and back.spec["stop"] is never
+        again = gflow.flow(**back.spec)
+    np.testing.assert_array_equal(again.theta, run.theta)
+    np.testing.assert_array_equal(again["first"], run["first"])
+    estimate, theirs = back.error_estimate(), run.error_estimate()
+    np.testing.assert_array_equal(estimate.theta, theirs.theta)
+
+
+def test_a_loaded_trajectory_can_be_saved_again(tmp_path):
+    case = CASES[0]
+    run = gflow.flow(case.model, case.problem, case.theta0, 1.0)
+    once = gflow.load(run.save(tmp_path / "once.npz"))
+    twice = gflow.load(once.save(tmp_path / "twice.npz"))
+    np.testing.assert_array_equal(gflow.flow(**twice.spec).theta, run.theta)
+
+
+def test_descent_comes_back(tmp_path):
+    case = CASES[5]
+    run = gflow.descend(case.model, case.problem, case.theta0, 0.1, 20, save_every=7, observe="sharpness")
+    back = gflow.load(run.save(tmp_path / "gd"))
+    np.testing.assert_array_equal(back.theta, run.theta)
+    np.testing.assert_array_equal(back["sharpness"], run["sharpness"])
+    np.testing.assert_array_equal(gflow.descend(**back.spec).theta, run.theta)
+    for trajectory in (run, back):
+        with pytest.raises(ValueError, match="error_estimate"):
+            trajectory.error_estimate()
+        with pytest.raises(ValueError, match="sensitivity"):
+            trajectory.sensitivity()
+
+
+def test_the_name_gets_its_ending_once(tmp_path):
+    run = gflow.flow(CASES[0].model, CASES[0].problem, CASES[0].theta0, 1.0)
+    assert run.save(tmp_path / "alpha=0.1").name == "alpha=0.1.npz"
+    assert run.save(str(tmp_path / "plain.npz")).name == "plain.npz"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["alpha=0.1.npz", "plain.npz"]
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    run = gflow.flow(CASES[0].model, CASES[0].problem, CASES[0].theta0, 1.0)
+    path = run.save(tmp_path / "run")
+    before = path.read_bytes()
+
+    def fail(*args, **kwargs):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(np, "savez", fail)
+    with pytest.raises(OSError, match="no space left"):
+        run.save(path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["run.npz"]
+
+
+@pytest.mark.parametrize("content", ["", "not a zip file at all", "PK\x03\x04 broken", "npz", "pickle", "format"])
+def test_what_is_no_trajectory_is_refused(content, tmp_path):
+    path = tmp_path / "garbage.npz"
+    if content == "npz":
+        np.savez(path, a=np.ones(3))
+    elif content == "pickle":
+        np.savez(path, gflow=np.array([{"a": 1}], dtype=object))
+    elif content == "format":
+        np.savez(path, gflow=np.array('{"format": 999}'))
+    else:
+        path.write_text(content)
+    with pytest.raises(ValueError, match="path must name a trajectory saved by gflow; .*garbage.npz"):
+        gflow.load(path)
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    run = gflow.flow(CASES[0].model, CASES[0].problem, CASES[0].theta0, np.linspace(0.0, 6.0, 100))
+    path = run.save(tmp_path / "run")
+    whole = path.read_bytes()
+    for part in (0.1, 0.5, 0.99):
+        path.write_bytes(whole[: int(part * len(whole))])
+        with pytest.raises(ValueError, match="cannot be read"):
+            gflow.load(path)
+
+
+def test_a_missing_file_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        gflow.load(tmp_path / "nowhere.npz")
+
+
+@pytest.fixture
+def user(tmp_path, monkeypatch):
+    """A function that (re)writes and imports a user's module; None removes it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    path = tmp_path / "users_model_of_a_test.py"
+
+    def write(change):
+        sys.modules.pop(path.stem, None)
+        path.unlink(missing_ok=True)
+        importlib.invalidate_caches()
+        if change is None:
+            return None
+        path.write_text(USER_MODULE.format(change=change))
+        import linecache
+
+        linecache.clearcache()
+        return importlib.import_module(path.stem)
+
+    yield write
+    sys.modules.pop(path.stem, None)
+
+
+@pytest.fixture
+def saved(user, tmp_path):
+    module = user("")
+    run = gflow.flow(module.Decay(), None, [1.0], [0.0, 1.0], observe=module.observe_first)
+    np.testing.assert_allclose(run.theta[:, 0], np.exp(-run.t), rtol=1e-8)
+    return run, run.save(tmp_path / "run")
+
+
+def test_an_unchanged_user_model_is_rerun(user, saved):
+    user("")
+    run, path = saved
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        spec = gflow.load(path).spec
+    np.testing.assert_array_equal(gflow.flow(**spec).theta, run.theta)
+
+
+@pytest.mark.parametrize("change", [" * 2.0", "  # and a remark"])
+def test_a_changed_user_gradient_warns(user, saved, change):
+    user(change)
+    back = gflow.load(saved[1])
+    with pytest.warns(UserWarning, match="users_model_of_a_test.*changed"):
+        spec = back.spec
+    np.testing.assert_array_equal(back.theta, saved[0].theta)
+    rate = 2.0 if "2" in change else 1.0
+    np.testing.assert_allclose(gflow.flow(**spec).end, np.exp(-rate), rtol=1e-8)
+
+
+def test_a_vanished_user_model_says_so_when_used(user, saved):
+    user(None)
+    run, path = saved
+    back = gflow.load(path)
+    np.testing.assert_array_equal(back.theta, run.theta)
+    np.testing.assert_array_equal(back["observe_first"], run["observe_first"])
+    assert back.t[-1] == 1.0 and back.counts == run.counts
+    with pytest.raises(ValueError, match="users_model_of_a_test:Decay.*cannot be had"):
+        gflow.flow(**back.spec)
+    with pytest.raises(ValueError, match="users_model_of_a_test:Decay.*cannot be had"):
+        back.sensitivity()
+
+
+def test_a_lambda_is_refused_only_when_used(tmp_path):
+    case = CASES[0]
+    run = gflow.flow(case.model, case.problem, case.theta0, 1.0, observe={"sum": lambda m, p, theta: theta.sum()})
+    back = gflow.load(run.save(tmp_path / "run"))
+    np.testing.assert_array_equal(back["sum"], run["sum"])
+    with pytest.raises(ValueError, match="lambda"):
+        gflow.flow(**back.spec)
