@@ -18,6 +18,8 @@ def finite_array(name: str, value: Any, shape: Sequence[str | int]) -> NDArray[n
     """
     wanted = "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
     try:
+        if value is None or np.iscomplexobj(value):  # which numpy would make NaN, or its real part
+            raise TypeError("not real numbers")
         array = np.array(value, dtype=np.float64, order="C")
     except (TypeError, ValueError) as error:
         raise ValueError(

@@ -57,7 +57,7 @@ def _reproduce(names: list[str], size: str, out: Path) -> int:
     from gflow.integrate import versions
 
     console = Console()
-    sections, interrupted = [], False
+    sections: list[report.Section] = []
     try:
         with Progress(True, "gflow reproduce", len(names)) as bar:
             for i, name in enumerate(names):
@@ -67,16 +67,15 @@ def _reproduce(names: list[str], size: str, out: Path) -> int:
 
                 sections.append(papers.reproduce(name, out, size, advance))
     except KeyboardInterrupt:
-        interrupted = True
-    for section in sections:
-        report.print_section(section, console)
-    if sections:
-        page = report.write_page(sections, out, versions())
-        figures = sum(len(section.plates) for section in sections)
-        console.print(f"{figures} figures (PDF and PNG) and a page with all of it: {page}", soft_wrap=True)
-    if interrupted:
         console.print("Interrupted: what was finished is kept.")
         return 130
+    finally:
+        for section in sections:
+            report.print_section(section, console)
+        if sections:
+            page = report.write_page(sections, out, versions())
+            figures = sum(len(section.plates) for section in sections)
+            console.print(f"{figures} figures (PDF and PNG) and a page with all of it: {page}", soft_wrap=True)
     return 1 if any(section.failures for section in sections) else 0
 
 

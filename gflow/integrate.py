@@ -108,6 +108,7 @@ def flow(
     2.00...
     """
     objective = Objective(model, problem)
+    _trajectory_or_none("start", start)
     times = _times(t, start)
     max_steps = positive_int("max_steps", max_steps)
     observers = _observers(observe)
@@ -175,6 +176,7 @@ def descend(
         If an argument is wrong; nothing has run by then.
     """
     objective = Objective(model, problem)
+    _trajectory_or_none("start", start)
     step_size = positive("step_size", step_size)
     n_steps, save_every = positive_int("n_steps", n_steps), positive_int("save_every", save_every)
     observers = _observers(observe)
@@ -368,8 +370,9 @@ class _Descent:
     ) -> None:
         self.objective, self.step_size, self.n_steps = objective, step_size, n_steps
         self.first, self.every = first, every
+        rows = -(-(n_steps - first) // every) + 1
+        refuse_if_too_large("save_every", "states to be saved", rows * (objective.size + 1) * 8)
         self.at = np.append(np.arange(first, n_steps, every), n_steps)
-        refuse_if_too_large("save_every", "states to be saved", len(self.at) * objective.size * 8)
         self.theta, self.now, self.g = (
             np.empty((len(self.at), objective.size)),
             theta,
@@ -523,6 +526,11 @@ def _callable_or_none(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a callable (t, theta) -> bool or None; got {value!r}")
 
 
+def _trajectory_or_none(name: str, value: Any) -> None:
+    if value is not None and not isinstance(value, Trajectory):
+        raise ValueError(f"{name} must be a Trajectory or None; got {value!r:.80}")
+
+
 def _observers(observe: Observers) -> dict[str, Callable[..., Any]]:
     if observe is None:
         return {}
@@ -531,7 +539,8 @@ def _observers(observe: Observers) -> dict[str, Callable[..., Any]]:
     if isinstance(observe, Mapping):
         pairs = list(observe.items())
     else:
-        listed = [observe] if isinstance(observe, str) or callable(observe) else list(observe)
+        single = isinstance(observe, str) or callable(observe) or not isinstance(observe, Iterable)
+        listed = [observe] if single else list(observe)
         pairs = [
             (item if isinstance(item, str) else getattr(item, "__name__", repr(item)), item)
             for item in listed
@@ -552,8 +561,6 @@ def _check_observer(name: str, item: Any) -> Callable[..., Any]:
 
 def _same_run(objective: Objective, theta0: ArrayLike | None, start: Any) -> Array:
     """θ(0) of a trajectory that is to be continued, once it is known to be of this model and problem."""
-    if not isinstance(start, Trajectory):
-        raise ValueError(f"start must be a Trajectory; got {type(start).__name__}")
     there = start.objective
     same = (
         there.gradient_kernel is objective.gradient_kernel

@@ -36,6 +36,8 @@ class Objective:
                 raise ValueError(
                     f"model must have {name!r}; {type(model).__name__} has not (see gflow.models.base.Model)"
                 )
+        if isinstance(model, type):
+            raise ValueError(f"model must be an object, as {model.__name__}(...) makes it; got the class")
         self.model = model
         self.problem = problem
         self.size = int(model.size)

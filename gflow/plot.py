@@ -23,13 +23,16 @@ from gflow.trajectory import Trajectory
 
 #: Width of one and of two columns, in inches.
 COLUMN, TWO_COLUMNS = 3.35, 6.9
-_MARKS = 25
+#: How measured values are drawn.
+MARKS: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 2.2}
 
 
 def style() -> AbstractContextManager[None]:
     """Context in which figures are made to fit a journal column."""
 
-    return mpl.style.context(str(files("gflow") / "gflow.mplstyle"))
+    from matplotlib import style as library
+
+    return library.context(str(files("gflow") / "gflow.mplstyle"))
 
 
 def figure(
@@ -48,14 +51,12 @@ def figure(
 
     Returns
     -------
-    Figure, Axes or array of Axes (rows, columns)
+    Figure, and one Axes or an array of them, without axes of length one
     """
     import matplotlib.pyplot as plt
 
     width = TWO_COLUMNS if (columns > 1 if wide is None else wide) else COLUMN
-    return plt.subplots(
-        rows, columns, figsize=(width, height * rows), layout="constrained", squeeze=rows * columns == 1
-    )
+    return plt.subplots(rows, columns, figsize=(width, height * rows), layout="constrained")
 
 
 def save(fig: Figure, path: str | Path) -> list[Path]:
@@ -88,18 +89,22 @@ def curves(ax: Axes, t: ArrayLike, values: ArrayLike, **style: Any) -> list[Line
 
 
 def comparison(ax: Axes, result: Comparison) -> list[Line2D]:
-    """Predicted curves as lines, measured values as marks at some of the saved times."""
+    """Predicted curves as lines, measured values as dots at some of the saved times."""
     lines = curves(ax, result.t, result.predicted)
-    some = np.unique(np.linspace(0, len(result.t) - 1, _MARKS).astype(int))
-    marks = curves(ax, result.t[some], result.measured[some], linestyle="none", marker="o", markersize=2.2)
+    some = np.unique(np.linspace(0, len(result.t) - 1, 25).astype(int))
+    dots = curves(ax, result.t[some], result.measured[some], **MARKS)
     ax.set_xlabel("time $t$")
     ax.set_ylabel(result.prediction.observable.replace("_", " ").rstrip("s"))
-    handles = [
+    ax.legend(handles=kinds(), loc="best")
+    return lines + dots
+
+
+def kinds() -> list[Line2D]:
+    """Legend entries for lines that are predicted and dots that are measured."""
+    return [
         Line2D([], [], color="0.4", label="closed form"),
-        Line2D([], [], color="0.4", linestyle="none", marker="o", markersize=2.2, label="exact flow"),
+        Line2D([], [], color="0.4", label="exact flow", **MARKS),
     ]
-    ax.legend(handles=handles, loc="best")
-    return lines + marks
 
 
 def error(ax: Axes, result: Comparison, **style: Any) -> list[Line2D]:

@@ -99,8 +99,9 @@ class Problem:
         target = np.asarray(self.Y)
         if mask.shape != target.shape:
             raise ValueError(f"mask must have the shape of M, {target.shape}; got {mask.shape}")
-        if not np.all((mask == 0) | (mask == 1)):
-            raise ValueError("mask must hold only True and False (or 1 and 0)")
+        odd = mask[(mask != 0) & (mask != 1)]
+        if odd.size:
+            raise ValueError(f"mask must hold only True and False (or 1 and 0); got {odd[0]!s:.80}")
         if not mask.any():
             raise ValueError("mask must mark at least one observed entry as True; got none")
         mask = mask.astype(bool)

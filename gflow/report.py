@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -13,13 +13,18 @@ from gflow.claims import Observation, Verdict
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: a quantity, what theory says of it, what was measured, and the verdict."""
+    """One line of a table: a quantity, what theory says of it, what was measured, and the verdict.
+
+    ``verdict`` is a verdict's status or ``"observation"``; ``expected`` whether it is what it must be (a
+    negative control must not hold).
+    """
 
     quantity: str
     predicted: str
     measured: str
     error: str
     verdict: str
+    expected: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,16 +58,19 @@ class Section:
 
     @property
     def failures(self) -> list[Row]:
-        """Rows whose verdict is not what was expected."""
-        return [row for row in self.rows if "!" in row.verdict]
+        """Rows whose verdict is not what it must be."""
+        return [row for row in self.rows if not row.expected]
 
 
 def verdict_rows(verdict: Verdict, expected: str = "holds") -> list[Row]:
-    """Rows for a verdict; a status other than the expected one is marked with ``!``."""
-    mark = "" if verdict.status == expected else f" (expected {expected}!)"
-    name = verdict.claim.name
-    if not verdict.findings:
-        return [Row(name, "—", verdict.note, "—", verdict.status + mark)]
+    """Rows for a verdict that must have the ``expected`` status: its findings, or the hypotheses that fail."""
+    name, right = verdict.claim.name, verdict.status == expected
+    if verdict.status == "inapplicable":
+        return [
+            Row(f"{name}: {h.name}", f"≤ {h.tolerance:.1e}", f"{h.defect:.2e}", "—", verdict.status, right)
+            for h in verdict.hypotheses
+            if not h.holds
+        ]
     rows = []
     for f in verdict.findings:
         c = f.conclusion
@@ -70,8 +78,8 @@ def verdict_rows(verdict: Verdict, expected: str = "holds") -> list[Row]:
             predicted, measured = f"≤ {c.bound:.1e}", f"{c.value:.2e}"
         else:
             predicted, measured = f"{c.predicted:.8g}", f"{c.value:.8g}"
-        rows.append(Row(f"{name}: {c.name}", predicted, measured, f"{f.uncertainty:.1e}", f.status + mark))
-    return rows
+        rows.append(Row(f"{name}: {c.name}", predicted, measured, f"{f.uncertainty:.1e}", f.status, right))
+    return rows or [Row(name, "—", "—", "—", verdict.status, right)]
 
 
 def observation_row(observation: Observation) -> Row:
@@ -85,22 +93,21 @@ def observation_row(observation: Observation) -> Row:
 def print_section(section: Section, console: Any) -> None:
     """Write a section's table to a rich console."""
     from rich.table import Table
+    from rich.text import Text
 
-    colors = {"holds": "green", "inapplicable": "yellow", "violated": "red", "inconclusive": "magenta"}
-    table = Table(title=f"{section.title}\n{section.reference}", title_justify="left", expand=True)
-    for heading in ("quantity", "predicted", "measured", "numerical error", "verdict"):
-        table.add_column(heading, overflow="fold", ratio=5 if heading == "quantity" else 2)
+    colors = {"holds": "green", "inapplicable": "yellow", "violated": "yellow", "inconclusive": "magenta"}
+    table = Table(title=f"{section.title}\n{section.reference}", title_justify="left")
+    table.add_column("quantity", overflow="fold")
+    for heading in ("predicted", "measured", "numerical\nerror", "verdict"):
+        table.add_column(heading, no_wrap=True)
     for row in section.rows:
-        color = "bold red" if "!" in row.verdict else colors.get(row.verdict.split(" ")[0], "cyan")
+        color = colors.get(row.verdict, "cyan") if row.expected else "bold red"
+        verdict = row.verdict if row.expected else f"{row.verdict} (!)"
         cells = (row.quantity, row.predicted, row.measured, row.error)
-        table.add_row(*(_plain(cell) for cell in cells), f"[{color}]{_plain(row.verdict)}[/]")
+        table.add_row(*map(Text, cells), Text(verdict, style=color))
     console.print(table)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+    if section.failures:
+        console.print(Text("(!) not the verdict that this claim or control must get", style="bold red"))
 
 
 def write_page(sections: Sequence[Section], out: Path, versions: dict[str, str]) -> Path:
@@ -119,8 +126,3 @@ def write_page(sections: Sequence[Section], out: Path, versions: dict[str, str])
     }
     page.write_text(template.render(sections=sections, plates=plates, versions=versions), "utf-8")
     return page
-
-
-def expected_rows(verdicts: Iterable[tuple[Verdict, str]]) -> list[Row]:
-    """Rows for verdicts with the status that each is expected to have."""
-    return [row for verdict, expected in verdicts for row in verdict_rows(verdict, expected)]

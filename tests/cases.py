@@ -1,4 +1,4 @@
-"""The cases that all tests share: a model on a problem from a start, with the closed form where there is one."""
+"""The cases that all tests share: a model on a problem from a start, with its closed form if there is one."""
 
 from __future__ import annotations
 
@@ -101,34 +101,33 @@ def _random(name, model, problem, scale=0.5, seed=0, end=2.0):
 def without_closed_form():
     """Networks of every objective, from starts that are neither balanced nor aligned."""
     rng = np.random.default_rng(4)
-    normal = rng.standard_normal
+    normal, deep, problem = rng.standard_normal, gflow.DeepLinear, gflow.Problem
+    mask = [[1, 0, 1], [0, 1, 1], [1, 1, 0]]
     return [
-        _random("regression n > d", gflow.DeepLinear((3, 4, 2)), gflow.Problem(normal((8, 3)), normal((8, 2)))),
-        _random("regression n < d", gflow.DeepLinear((5, 2, 3)), gflow.Problem(normal((3, 5)), normal((3, 3)))),
-        _random("one output, depth 3", gflow.DeepLinear((4, 3, 2, 1)), gflow.Problem(normal((6, 4)), normal(6))),
+        _random("regression n > d", deep((3, 4, 2)), problem(normal((8, 3)), normal((8, 2)))),
+        _random("regression n < d", deep((5, 2, 3)), problem(normal((3, 5)), normal((3, 3)))),
+        _random("one output, depth 3", deep((4, 3, 2, 1)), problem(normal((6, 4)), normal(6))),
         _random(
             "weight decay, depth 3",
-            gflow.DeepLinear((2, 3, 3, 2)),
-            gflow.Problem(normal((7, 2)), normal((7, 2)), weight_decay=0.1),
+            deep((2, 3, 3, 2)),
+            problem(normal((7, 2)), normal((7, 2)), weight_decay=0.1),
         ),
-        _random("bottleneck", gflow.DeepLinear((3, 1, 3)), gflow.Problem.factorization(normal((3, 3)))),
-        _random(
-            "sensing", gflow.DeepLinear((3, 2, 4)), gflow.Problem.sensing(normal((6, 4, 3)), normal(6)), scale=0.3
-        ),
-        _random(
-            "completion",
-            gflow.DeepLinear((3, 3, 3)),
-            gflow.Problem.completion(normal((3, 3)), [[1, 0, 1], [0, 1, 1], [1, 1, 0]]),
-        ),
-        _random("symmetric", gflow.Symmetric(3, 3), gflow.Problem.factorization(np.diag([2.0, 1.0, -1.0]))),
+        _random("bottleneck", deep((3, 1, 3)), problem.factorization(normal((3, 3)))),
+        _random("sensing", deep((3, 2, 4)), problem.sensing(normal((6, 4, 3)), normal(6)), scale=0.3),
+        _random("completion", deep((3, 3, 3)), problem.completion(normal((3, 3)), mask)),
+        _random("symmetric", gflow.Symmetric(3, 3), problem.factorization(np.diag([2.0, 1.0, -1.0]))),
         _random(
             "symmetric regression",
             gflow.Symmetric(3, 2),
-            gflow.Problem(normal((7, 3)), normal((7, 3)), weight_decay=0.05),
+            problem(normal((7, 3)), normal((7, 3)), weight_decay=0.05),
         ),
-        _random("depth 4, beyond small loops", gflow.DeepLinear((9, 8, 7, 8, 6)),
-                gflow.Problem.factorization(normal((6, 9))), scale=0.2),
-    ]  # fmt: skip
+        _random(
+            "depth 4, beyond small loops",
+            deep((9, 8, 7, 8, 6)),
+            problem.factorization(normal((6, 9))),
+            scale=0.2,
+        ),
+    ]
 
 
 SOLVED = [scalar(), single_layer(0.0), single_layer(0.3), two_modes(), symmetric_modes()]

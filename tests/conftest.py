@@ -10,10 +10,6 @@ settings.register_profile("gflow", derandomize=True, deadline=None, max_examples
 settings.load_profile("gflow")
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes more than a few seconds")
-
-
 def by_name(cases):
     return [pytest.param(case, id=case.name) for case in cases]
 

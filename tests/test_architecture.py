@@ -30,7 +30,9 @@ def imports(module):
 
 
 def users(package):
-    return {m for m in MODULES if any(name == package or name.startswith(package + ".") for name in imports(m))}
+    return {
+        m for m in MODULES if any(name == package or name.startswith(package + ".") for name in imports(m))
+    }
 
 
 def inside(*places):
@@ -45,7 +47,9 @@ def test_kernels_import_only_numpy_and_numba(module):
 
 def test_theory_and_trajectory_run_no_solver():
     for solver in ("gflow.integrate", "gflow.kernels.explicit", "gflow.kernels.descent"):
-        assert not users(solver) & (inside("theory/") | {"trajectory.py", "observe.py", "problem.py", "objective.py"})
+        assert not users(solver) & (
+            inside("theory/") | {"trajectory.py", "observe.py", "problem.py", "objective.py"}
+        )
 
 
 def test_models_have_no_solver_and_theory_no_model_of_its_own():

@@ -13,6 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from gflow import datasets, plot, theory
@@ -110,7 +111,8 @@ def follows(setup: SetUp, rtol: float, respect_hypotheses: bool = True) -> Evide
             result.max_error, ACCURACY, amplification=amplification,
         )
     ]  # fmt: skip
-    for which, mode in (("strongest", 0), ("weakest", len(setup.strengths) - 1)):
+    extremes = (("strongest", 0), ("weakest", len(setup.strengths) - 1)) if respect_hypotheses else ()
+    for which, mode in extremes:  # one Newton step from the predicted time: exact only near it
         half, s = setup.half_times[mode], setup.strengths[mode]
         u = result.measured[np.searchsorted(result.t, half), mode]
         speed = setup.depth * u ** (2 - 2 / setup.depth) * (s - u)
@@ -172,7 +174,7 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
     listed = claims(size)
     for i, (claim, expected) in enumerate(listed):
         advance(0.7 * i / len(listed), claim.name)
-        section.rows += verdict_rows(check(claim), expected)
+        section.rows += verdict_rows(check(claim, rtol=1e-10), expected)
     advance(0.7, "figures")
     setups = [SetUp(depth, times=400) for depth in (2, 3, 4)]
     with plot.style():
@@ -183,38 +185,67 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
 
 def _modes_plate(out: Path, setups: list[SetUp]) -> Plate:
     results = [compare(s.flow(1e-11), s.prediction()) for s in setups]
-    fig, axes = plot.figure(1, 4, height=2.1)
+    fig, axes = plot.figure(1, 4, height=2.0)
     for setup, result, ax in zip(setups, results, axes, strict=False):
         result.plot(ax)
         ax.set_title(f"{setup.depth} layers")
         ax.set_ylabel("mode strength" if ax is axes[0] else "")
-        if ax is not axes[0]:
-            ax.get_legend().remove()
+        ax.set_xlabel("time $t$ (time constants)")
+        ax.set_yticks([0, 0.1, 0.2, 0.3])
+        ax.get_legend().remove()
     for setup, result in zip(setups, results, strict=True):
-        plot.error(axes[-1], result, label=f"{setup.depth} layers")
-    axes[-1].axhline(ACCURACY, color="0.5", linestyle=":", linewidth=0.8)
-    axes[-1].set_title("difference")
-    axes[-1].set_ylim(1e-14, 1e-5)
-    axes[-1].legend(loc="lower right")
-    png = plot.save(fig, out / "modes")[1]
+        plot.error(axes[-1], result, label=f"{setup.depth} layers", linewidth=0.6)
+    claimed = axes[-1].axhline(ACCURACY, color="0.3", linestyle=":", linewidth=1.0, label="claimed")
+    axes[-1].set_xlabel("time $t$ (time constants)")
+    axes[-1].set_ylim(1e-15, 1e-5)
+    handles = [*plot.kinds(), *axes[-1].get_lines()[:-1], claimed]
+    fig.legend(handles=handles, loc="outside upper right", ncols=len(handles))
     return Plate(
-        png,
-        "The ten mode strengths of whitened digits against time (in units of the time constant; strongest mode "
-        "dark, weakest light): closed form (lines) and exact flow at rtol 1e-11 (dots). Right: largest relative "
-        f"difference over the modes; dotted: the {ACCURACY:.0e} that is claimed. Theory: arXiv 1312.6120.",
+        plot.save(fig, out / "modes")[1],
+        "The ten mode strengths of whitened digits against time (in time constants; strongest mode dark, weakest "
+        "light): closed form (lines) and exact flow at rtol 1e-11 (dots). Right: largest relative difference over "
+        "the modes, and what is claimed. Theory: arXiv 1312.6120.",
     )
 
 
 def _controls_plate(out: Path, setup: SetUp) -> Plate:
-    controls = [replace(setup, whitened=False), replace(setup, start="random")]
-    fig, axes = plot.figure(1, 2)
-    for control, ax, title in zip(controls, axes, ("raw pixels", "random start"), strict=True):
-        if not control.whitened:
-            control = replace(control, times=400)
-        prediction = control.prediction(force=True)
-        result = compare(control.flow(1e-9), prediction)
-        result.plot(ax)
-        ax.set_title(title)
-        ax.get_lines()[0].set_label("closed form")
-    png = plot.save(fig, out / "controls")[1]
-    return Plate(png, "")
+    fig, (left, right) = plot.figure(1, 2)
+    modes = [0, 4, 9]
+    raw = replace(setup, whitened=False)
+    times = np.geomspace(0.05, 2000.0, 200)
+    run = flow(raw.model, raw.problem, raw.theta0, times, rtol=1e-9, observe="mode_strengths")
+    target = raw.strengths[modes]
+    plot.curves(left, times, raw.prediction(force=True).predict(times)[:, modes] / target)
+    plot.curves(left, times[::5], run["mode_strengths"][::5, modes] / target, **plot.MARKS)
+    left.set_xscale("log")
+    left.set_title("raw pixels: refused")
+    left.set_ylabel("mode strength / target")
+
+    random = replace(setup, start="random")
+    prediction, times = random.prediction(force=True), random.t
+    run = flow(random.model, random.problem, random.theta0, times, rtol=1e-9, observe="mode_strengths")
+    predicted, bound = prediction.predict(times)[:, modes], prediction.bound(times)
+    lines = plot.curves(right, times, predicted)
+    edges = np.stack([predicted[:, 0] - bound, predicted[:, 0] + bound], axis=1)
+    (bounded, *_) = right.plot(
+        times, edges, color="0.5", linestyle="--", linewidth=0.8, label="bound, mode 1"
+    )
+    plot.curves(right, times[::8], run["mode_strengths"][::8, modes], **plot.MARKS)
+    right.set_ylim(-0.02, 0.4)
+    right.set_title("random start: only bounded")
+    right.set_ylabel("mode strength")
+    for ax in (left, right):
+        ax.set_xlabel("time $t$ (time constants)")
+    named = [
+        Line2D([], [], color=line.get_color(), label=f"mode {m + 1}")
+        for line, m in zip(lines, modes, strict=True)
+    ]
+    fig.legend(handles=[*named, *plot.kinds(), bounded], loc="outside upper right", ncols=6)
+    return Plate(
+        plot.save(fig, out / "controls")[1],
+        "Where the hypotheses fail, two layers. Left: inputs not whitened; the closed form computed all the same "
+        "(lines) misses the flow (dots) by orders of magnitude in time. Right: whitened inputs and a random start of "
+        "the same size; the first-order bound (dashed, for the strongest mode) grows as fast as the fastest mode and "
+        "says little beyond the start. Mode 5 starts with a negative strength: were the start aligned, it would be "
+        "stuck at zero. Theory: arXiv 1312.6120.",
+    )

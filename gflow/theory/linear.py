@@ -14,6 +14,14 @@ f being what the true flow adds to the idealised one.  With φ(W) the loss as a 
 
 and ‖δW‖₂ ≤ √N max‖W_j‖₂^(N−1) ‖δ‖.  Every ``effect`` below is this bound, its integrals by the
 trapezoidal rule.
+
+A start off the aligned ones, however, changes the strengths u_iᵀ W v_i in second order only.  The aligned
+path is invariant when u_i, v_i and the hidden direction i change sign, so that to first order the
+off-diagonal entries of δ do not drive the diagonal ones; and with the strength given, an imbalance within
+one mode enters Σ_l u²/d_l² in second order.  So what reaches the strengths is ε with
+ε' = −H ε − ½ ∇³L[δ, δ], and the second-order part of W itself.  With ω = max‖W_j‖₂ these are bounded by
+‖∇³L[δ, δ]‖ ≤ τ (3 √N (N − 1) ω^(2N−3) + N^{3/2} ω^(N−3) ‖W − W*‖_F) ‖δ‖² (the last term for N ≥ 3) and by
+½ (N − 1) ω^(N−2) ‖δ‖².
 """
 
 from __future__ import annotations
@@ -263,7 +271,8 @@ class _Clock:
     below the target r = u/(s−u), a = −q, b = 0;  above it r = s/(u−s), a = p, b = 0;
     for a negative target r = |s|/u, a = 1, b = q.
     Gauss–Legendre on panels of unit width in w (the integrand is analytic for |Im w| < π); outside ±40 the
-    leading exponential.  F is anchored so that F/F' stays of order 1 or |w|: adding to it loses no accuracy in w.
+    leading exponential.  F is anchored so that F/F' stays of order 1 or |w|: adding to it loses no accuracy
+    in w.
     """
 
     def __init__(self, a: float, b: float) -> None:
@@ -430,9 +439,9 @@ def riccati(t: ArrayLike, target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> Ar
     Notes
     -----
     Q' = FQ − ½QQᵀQ with F = [[−λ/2, targetᵀ], [target, λ/2]], so
-    QQᵀ = e^{Ft}Q0 (I + Q0ᵀ∫e^{2Fr}dr Q0)⁻¹ Q0ᵀe^{Ft}, here by a row-sorted column-pivoted QR in the eigenbasis of
-    F, with the rows' growth kept in their exponents, so that nothing overflows.  Needs neither full rank nor an
-    invertible target.
+    QQᵀ = e^{Ft}Q0 (I + Q0ᵀ∫e^{2Fr}dr Q0)⁻¹ Q0ᵀe^{Ft}, here by a row-sorted column-pivoted QR in the
+    eigenbasis of F, with the rows' growth kept in their exponents, so that nothing overflows.  Needs
+    neither full rank nor an invertible target.
     Source: arXiv 2409.14623 (after Fukumizu 1998).
     """
     w1 = finite_array("W1", W1, ("h", "d"))
@@ -487,8 +496,8 @@ def _fit_exponents(exponents: Array, span: float = 650.0) -> Array:
     """Exponents of the rows, shifted to the middle of the floating-point range.
 
     A common factor leaves the Q of a QR factorisation alone.  Where the whole range does not fit, wide gaps
-    are narrowed: rows that dominate others by e^gap see them only through e^(−2 gap).  Beyond some thirty distinct
-    exponents the topmost share one, which changes nothing while their rows are independent.
+    are narrowed: rows that dominate others by e^gap see them only through e^(−2 gap).  Beyond some thirty
+    distinct exponents the topmost share one, which changes nothing while their rows are independent.
     """
     values, inverse = np.unique(exponents, return_inverse=True)
     gaps = np.diff(values)
@@ -528,6 +537,7 @@ def end_to_end_velocity(W: ArrayLike, G: ArrayLike, depth: int) -> Array:
     """
     w, g, n = _check_pair(W, G, depth)
     u, s, vt = np.linalg.svd(w)
+    s = np.where(s > _EPS * max(w.shape) * s[0], s, 0.0)  # a small power would magnify the rounding
     left, right = (np.concatenate([s, np.zeros(m - len(s))]) ** (2 / n) for m in w.shape)
     weights = sum(np.outer(left ** (n - j), right ** (j - 1)) for j in range(1, n + 1))
     return -u @ (weights * (u.T @ g @ vt.T)) @ vt
@@ -702,6 +712,7 @@ class _Path:
     rate: float
     sizes: Callable[[Array], _Sizes]
     landmarks: Array = field(default_factory=lambda: np.empty(0))  # times that resolve the path's transitions
+    _last: dict[bytes, tuple[Array, _Sizes, Array]] = field(default_factory=dict, repr=False)
 
     def effect(
         self, start: float = 0.0, forcing: Callable[[_Sizes], Array] | None = None, direct: bool = False
@@ -712,21 +723,52 @@ class _Path:
         """
 
         def bound(t: Array) -> Array:
-            end = float(np.max(t, initial=0.0))
-            marks = self.landmarks[self.landmarks < end]
-            grid = np.unique(np.concatenate([[0.0], np.linspace(0.0, end, 201), marks, t]))
-            sizes, n = self.sizes(grid), self.depth
-            growth = (n - 1) * self.rate * sizes.spectral * (sizes.layer ** (n - 2) if n > 2 else 1.0)
-            exponent = _integral(growth, grid)
+            grid, sizes, exponent = self._on_grid(t)
             push = np.zeros_like(grid) if forcing is None else forcing(sizes)
-            with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-                change = np.exp(exponent) * (start + _integral(push * np.exp(-exponent), grid))
-                if not direct:
-                    change = np.sqrt(n) * sizes.layer ** (n - 1) * change
-            change = np.where(np.isnan(change), np.inf, change)
-            return np.maximum.accumulate(change)[np.searchsorted(grid, t)]
+            change = _carry(grid, exponent, start, push)
+            return _worst_so_far(t, grid, change if direct else self._lipschitz(sizes) * change)
 
         return bound
+
+    def start_effect(self, start: float, diagonal: float, share: float = 1.0) -> Callable[[Array], Array]:
+        """Bound on the change of the strengths by a start at a distance from an aligned one, times ``share``.
+
+        Strengths change in second order only (see the module): the smaller of the bounds of either order.
+        ``diagonal``: the part of the distance that changes a strength in first order.
+        """
+        n, rate = self.depth, self.rate
+
+        def bound(t: Array) -> Array:
+            grid, sizes, exponent = self._on_grid(t)
+            layer, still = sizes.layer, np.zeros_like(grid)
+            change = _carry(grid, exponent, start, still)
+            first = self._lipschitz(sizes) * change
+            third = 3 * np.sqrt(n) * (n - 1) * layer ** (2 * n - 3)
+            if n > 2:
+                third = third + n**1.5 * layer ** (n - 3) * sizes.frobenius
+            with np.errstate(over="ignore", invalid="ignore"):
+                bent = _carry(grid, exponent, diagonal, 0.5 * rate * third * change**2)
+                second = self._lipschitz(sizes) * bent + 0.5 * (n - 1) * layer ** (n - 2) * change**2
+            return share * _worst_so_far(t, grid, np.fmin(first, second))
+
+        return bound
+
+    def _lipschitz(self, sizes: _Sizes) -> Array:
+        return np.sqrt(self.depth) * sizes.layer ** (self.depth - 1)
+
+    def _on_grid(self, t: Array) -> tuple[Array, _Sizes, Array]:
+        """A grid that resolves the path up to max t, the path's sizes, and ln G."""
+        key = t.tobytes()
+        if key in self._last:
+            return self._last[key]
+        end, n = float(np.max(t, initial=0.0)), self.depth
+        marks = self.landmarks[self.landmarks < end]
+        grid = np.unique(np.concatenate([[0.0], np.linspace(0.0, end, 201), marks, t]))
+        sizes = self.sizes(grid)
+        growth = (n - 1) * self.rate * sizes.spectral * (sizes.layer ** (n - 2) if n > 2 else 1.0)
+        self._last.clear()  # one set of times serves all hypotheses
+        self._last[key] = grid, sizes, _integral(growth, grid)
+        return self._last[key]
 
     def common(self, inputs: _Inputs, problem: Problem, scale: float) -> list[Hypothesis]:
         """The hypotheses of every closed form: white inputs, no weight decay."""
@@ -749,6 +791,17 @@ def _integral(values: Array, grid: Array) -> Array:
     return np.concatenate([[0.0], np.cumsum(0.5 * (values[1:] + values[:-1]) * np.diff(grid))])
 
 
+def _carry(grid: Array, exponent: Array, start: float, push: Array) -> Array:
+    """G(t) start + ∫ G(t)/G(r) push(r) dr; inf on overflow."""
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        out = np.exp(exponent) * (start + _integral(push * np.exp(-exponent), grid))
+    return np.where(np.isnan(out), np.inf, out)
+
+
+def _worst_so_far(t: Array, grid: Array, change: Array) -> Array:
+    return np.maximum.accumulate(change)[np.searchsorted(grid, t)]
+
+
 def _polar(matrix: Array) -> Array:
     """Nearest matrix with orthonormal columns."""
     u, _, vt = np.linalg.svd(matrix, full_matrices=False)
@@ -756,7 +809,7 @@ def _polar(matrix: Array) -> Array:
 
 
 def _nearest_aligned(weights: list[Array], left: Array, strengths: Array, right: Array) -> list[Array]:
-    """A balanced network of W = left diag(strengths) rightᵀ close to the given one, layer by layer (Procrustes)."""
+    """A balanced network of W = left diag(strengths) rightᵀ close to the given one: layerwise Procrustes."""
     n, rank = len(weights), min(min(w.shape) for w in weights)
     kept = np.argsort(-np.abs(strengths), kind="stable")[:rank]
     size = np.abs(strengths[kept]) ** (1 / n)
@@ -768,6 +821,16 @@ def _nearest_aligned(weights: list[Array], left: Array, strengths: Array, right:
         for j in range(1, n):
             frames[j] = _polar((weights[j - 1] @ frames[j - 1] + weights[j].T @ frames[j + 1]) * size)
     return [frames[j + 1] * size @ frames[j].T for j in range(n)]
+
+
+def _diagonal_part(weights: list[Array], nearest: list[Array], u: Array, strengths: Array, v: Array) -> float:
+    """The part of weights − nearest that changes the strengths in first order, as a distance."""
+    n, some = len(weights), strengths != 0
+    change = np.zeros_like(strengths)
+    for j in range(n):
+        varied = [*nearest[:j], weights[j] - nearest[j], *nearest[j + 1 :]]
+        change += np.einsum("ai,ab,bi->i", u, _product(varied), v)
+    return float(np.linalg.norm(change[some] / np.abs(strengths[some]) ** (1 - 1 / n)) / np.sqrt(n))
 
 
 def _strengths(weights: list[Array], u: Array, v: Array) -> tuple[Array, Array]:
@@ -798,22 +861,26 @@ def _row_space_hypothesis(path: _Path, inputs: _Inputs, astray: Array, strengths
 
 
 def _landmarks(u0: Array, s: Array, rates: Array, n: int) -> Array:
-    """Times at which the modes pass through the stages of their transitions."""
-    times = []
+    """Times at which the modes pass through the stages of their transitions and of their ends."""
+    times = [np.empty(0)]
+    folds = np.cumsum(0.2 * 1.15 ** np.arange(46))  # up to e^-800
     for start, target, rate in zip(u0, s, rates, strict=True):
         if n == 1 or start == 0 or rate == 0:
             continue
         sign = np.sign(start)
         start, target = sign * start, sign * target
+        limit = max(target, 0.0)
         if start < target:
             odds = start / (target - start)
-            through = target / (1 + 1 / np.geomspace(odds, max(odds, 1e12), 101)[1:])
+            through = target / (1 + 1 / np.geomspace(odds, max(odds, 1e12), 41)[1:])
         else:
-            limit = max(target, 0.0)
-            through = limit + (start - limit) * np.geomspace(1e-10, 1.0, 101)[:-1]
-        through = through[(through - start) * (max(target, 0.0) - through) > 0]
-        times.append(mode_time(start, through, target, n) / rate)
-    return np.concatenate(times) if times else np.empty(0)
+            through = limit + (start - limit) * np.geomspace(1e-10, 1.0, 41)[:-1]
+        through = through[(through - start) * (limit - through) > 0]
+        marks = mode_time(start, through, target, n) / rate
+        times.append(marks)
+        if target > 0:
+            times.append(np.max(marks, initial=0.0) + folds / (n * target ** (2 - 2 / n) * rate))
+    return np.concatenate(times)
 
 
 def _labels(count: int) -> tuple[str, ...]:
@@ -879,11 +946,13 @@ def modes(model: DeepLinear, problem: Problem, theta0: ArrayLike, force: bool = 
     if n > 1:
         unbalanced = _balance_defect(weights)
         askew = _relative(_norm2(w - u * u0 @ v.T), _norm2(w))
-        distance = _distance(weights, _nearest_aligned(weights, u, u0, v))
+        nearest = _nearest_aligned(weights, u, u0, v)
+        distance, diagonal = _distance(weights, nearest), _diagonal_part(weights, nearest, u, u0, v)
         share = unbalanced / (unbalanced + askew) if unbalanced + askew > 0 else 0.0
+        shares = [path.start_effect(distance, diagonal, part) for part in (share, 1 - share)]
         hypotheses += [
-            Hypothesis("balanced start", unbalanced, effect=path.effect(share * distance)),
-            Hypothesis("start aligned with the target", askew, effect=path.effect((1 - share) * distance)),
+            Hypothesis("balanced start", unbalanced, effect=shares[0]),
+            Hypothesis("start aligned with the target", askew, effect=shares[1]),
         ]
     hypotheses += _row_space_hypothesis(path, inputs, astray, u0)
     return Prediction(
@@ -956,11 +1025,16 @@ def unbalanced_modes(
 
     path = _Path(2, inputs.rate, sizes)
     distance = _distance(weights, nearest)
+    off = [np.einsum("hi,hd,di->i", frame, weights[0] - nearest[0], v)]
+    off.append(np.einsum("ki,kh,hi->i", u, weights[1] - nearest[1], frame))
+    diagonal = float(np.linalg.norm(off))
     scale = float(np.sqrt(sum(np.sum(w**2) for w in weights)))
     defect = _relative(distance, scale)
     hypotheses = [
         *path.common(inputs, problem, float(s[0])),
-        Hypothesis("both layers diagonal in one hidden basis", defect, effect=path.effect(distance)),
+        Hypothesis(
+            "both layers diagonal in one hidden basis", defect, effect=path.start_effect(distance, diagonal)
+        ),
         *_row_space_hypothesis(path, inputs, astray, a),
     ]
     return Prediction(
@@ -996,10 +1070,11 @@ def two_layer(model: DeepLinear, problem: Problem, theta0: ArrayLike, force: boo
     Notes
     -----
     The formula, :func:`riccati`, is exact without the hypotheses on rank and sign.  Where a sign obstruction
-    stands in the way (λ = 0, W square and not bottlenecked, det W(0) and det W* of opposite signs) it converges
-    to a strict saddle, which a computed trajectory leaves in the end.  The part B of W_1 off the row space
-    never moves; W_2 B and AᵀB stay 0 if they start so, which is a hypothesis when X has not full column rank.
-    A start that misses λ-balance by Δ follows the formula but for a forcing ½ Q Δ(t), where ‖Δ(t)‖ does not grow.
+    stands in the way (λ = 0, W square and not bottlenecked, det W(0) and det W* of opposite signs) the exact
+    flow converges to a strict saddle; rounding makes any computed one, this included, leave it in the end.
+    The part B of W_1 off the row space never moves; W_2 B and AᵀB stay 0 if they start so, which is a
+    hypothesis when X has not full column rank.  A start that misses λ-balance by Δ follows the formula but
+    for a forcing ½ Q Δ(t), where ‖Δ(t)‖ does not grow.
     Source: arXiv 2409.14623.
     """
     w1, w2 = _weights(model, problem, theta0, "theta0", _DETERMINED, layers=2)
@@ -1053,7 +1128,7 @@ def two_layer(model: DeepLinear, problem: Problem, theta0: ArrayLike, force: boo
     if not inputs.complete:
         moving = np.vstack([active.T @ frozen, w2 @ frozen])
         size = float(np.linalg.norm(moving))
-        defect = _relative(_norm2(moving), _norm2(frozen) * max(_norm2(active), _norm2(w2)))
+        defect = _relative(_norm2(moving), max(_norm2(w1), _norm2(w2)) ** 2)
         effect = path.effect(size, direct=True)
         hypotheses.append(Hypothesis("nothing moves off the row space of the inputs", defect, effect=effect))
 

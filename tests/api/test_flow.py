@@ -86,7 +86,9 @@ def test_continuation_equals_the_uninterrupted_run(case, method, through_a_file,
         assert {k: v for k, v in tail.counts.items() if k != "gradients"} == {
             k: v for k, v in whole.counts.items() if k != "gradients"
         }
-    np.testing.assert_array_equal(tail.gauges.dissipation_defect, whole.gauges.dissipation_defect[times > cut])
+    np.testing.assert_array_equal(
+        tail.gauges.dissipation_defect, whole.gauges.dissipation_defect[times > cut]
+    )
 
 
 def test_continuation_of_a_continuation_and_of_a_stopped_run():
@@ -120,6 +122,15 @@ def test_the_spec_repeats_the_run(case):
     again = gflow.flow(**run.spec)
     same_run(run, again)
     np.testing.assert_array_equal(run["loss"], again["loss"])
+
+
+def test_the_spec_of_a_continuation_repeats_its_states_from_the_start():
+    tail = gflow.flow(MODES.model, MODES.problem, None, [4.0, 7.0], start=flow(MODES, 1.0))
+    again = gflow.flow(**tail.spec)
+    np.testing.assert_array_equal(again.t, [4.0, 7.0])
+    np.testing.assert_array_equal(again.theta, tail.theta)
+    # and so its error can be measured
+    assert tail.error_estimate().theta.max() <= 30 * 1e-9
 
 
 def test_dense_output_joins_the_saved_states(case):
@@ -206,14 +217,20 @@ def test_an_interrupt_returns_what_there_is(where):
 
 
 LONG = """
-    import os, signal, threading, numpy as np, gflow
+    import numpy as np, gflow
     rng = np.random.default_rng(0)
     model = gflow.DeepLinear((20, 20, 20))
     problem = gflow.Problem(rng.standard_normal((60, 20)), rng.standard_normal((60, 20)))
-    theta0 = model.init("gaussian", scale=0.1)
-    gflow.flow(model, problem, theta0, 0.1)
-    print("ready", flush=True)
-    run = gflow.flow(model, problem, theta0, np.linspace(0, 1e7, 11), max_steps=10**9)
+    announced = []
+
+    def announce(model, problem, theta):
+        if not announced:
+            announced.append(True)
+            print("running", flush=True)
+        return theta[0]
+
+    theta0, times = model.init("gaussian", scale=0.1), np.linspace(0, 1e7, 11)
+    run = gflow.flow(model, problem, theta0, times, max_steps=10**9, observe=announce)
     print(run.status.code, len(run.t) == len(run.theta), 0 < run.t[-1] < 1e7, np.isfinite(run.theta).all())
 """
 
@@ -222,16 +239,14 @@ LONG = """
 def test_ctrl_c_returns_a_partial_trajectory():
     environment = {**os.environ, "PYTHONPATH": str(Path(gflow.__file__).parents[1])}
     command = [sys.executable, "-c", textwrap.dedent(LONG)]
-    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert child.stdout.readline().strip() == "ready"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as child:
         try:
-            child.wait(timeout=0.5)  # so that the signal falls into the run
-        except subprocess.TimeoutExpired:
+            assert child.stdout.readline().strip() == "running"
             child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=60)
-    finally:
-        child.kill()
+            out, err = child.communicate(timeout=60)
+        finally:
+            child.kill()
     assert out.split() == ["interrupted", "True", "True", "True"], err
 
 

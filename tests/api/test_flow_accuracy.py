@@ -80,10 +80,12 @@ def test_invariants_drift_by_less_than_the_tolerance(case):
 @pytest.mark.parametrize("depth", [2, 3, 4])
 @pytest.mark.parametrize("kind", ["balanced", "gaussian"])
 def test_the_imbalance_is_conserved_and_decays_with_the_weights(kind, depth, weight_decay):
-    """Here computed from the weights themselves: W_{l+1}^T W_{l+1} - W_l W_l^T is its start times e^(-2 mu t)."""
+    """Computed from the weights: W_{l+1}^T W_{l+1} - W_l W_l^T is its start times e^(-2 mu t)."""
     rng = np.random.default_rng(depth)
     model = gflow.DeepLinear((4, *(3,) * (depth - 1), 2))
-    problem = gflow.Problem(rng.standard_normal((9, 4)), rng.standard_normal((9, 2)), weight_decay=weight_decay)
+    problem = gflow.Problem(
+        rng.standard_normal((9, 4)), rng.standard_normal((9, 2)), weight_decay=weight_decay
+    )
     times = np.linspace(0.0, 8.0, 9)
     run = gflow.flow(model, problem, model.init(kind, scale=0.5, rng=1), times)
     for below, above in zip(model.shapes[:-1], model.shapes[1:], strict=True):
@@ -159,7 +161,10 @@ def test_rotating_the_data_rotates_the_solution():
     w1, w2 = model.unpack(model.init("gaussian", scale=0.4, rng=1))
     plain = gflow.flow(model, gflow.Problem(x, y), model.pack([w1, w2]), 3.0)
     turned = gflow.flow(
-        model, gflow.Problem(x @ inside, y @ outside), model.pack([hidden.T @ w1 @ inside, outside.T @ w2 @ hidden]), 3.0
+        model,
+        gflow.Problem(x @ inside, y @ outside),
+        model.pack([hidden.T @ w1 @ inside, outside.T @ w2 @ hidden]),
+        3.0,
     )
     back = outside @ model.end_to_end(turned.end) @ inside.T
     np.testing.assert_allclose(back, model.end_to_end(plain.end), rtol=0, atol=60 * 1e-9)
@@ -169,7 +174,9 @@ def test_rotating_the_data_rotates_the_solution():
 def test_a_long_chain_of_closed_forms():
     """1000 saved times in random order of magnitude, all within the promise."""
     for case in SOLVED:
-        times = np.unique(np.concatenate([[0.0], case.end * 10.0 ** -np.random.default_rng(0).uniform(0, 8, 1000)]))
+        times = np.unique(
+            np.concatenate([[0.0], case.end * 10.0 ** -np.random.default_rng(0).uniform(0, 8, 1000)])
+        )
         for method in ("tsit5", "dop853"):
             run = gflow.flow(case.model, case.problem, case.theta0, times, method=method, rtol=1e-10)
             assert largest_error(run.theta, case.exact(times)) <= 30 * 1e-10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import linecache
 import os
 import sys
 import warnings
@@ -116,7 +117,9 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["run.npz"]
 
 
-@pytest.mark.parametrize("content", ["", "not a zip file at all", "PK\x03\x04 broken", "npz", "pickle", "format"])
+@pytest.mark.parametrize(
+    "content", ["", "not a zip file at all", "PK\x03\x04 broken", "npz", "pickle", "format"]
+)
 def test_what_is_no_trajectory_is_refused(content, tmp_path):
     path = tmp_path / "garbage.npz"
     if content == "npz":
@@ -127,7 +130,7 @@ def test_what_is_no_trajectory_is_refused(content, tmp_path):
         np.savez(path, gflow=np.array('{"format": 999}'))
     else:
         path.write_text(content)
-    with pytest.raises(ValueError, match="path must name a trajectory saved by gflow; .*garbage.npz"):
+    with pytest.raises(ValueError, match=r"path must name a trajectory saved by gflow; .*garbage\.npz"):
         gflow.load(path)
 
 
@@ -160,8 +163,6 @@ def user(tmp_path, monkeypatch):
         if change is None:
             return None
         path.write_text(USER_MODULE.format(change=change))
-        import linecache
-
         linecache.clearcache()
         return importlib.import_module(path.stem)
 
@@ -190,7 +191,7 @@ def test_an_unchanged_user_model_is_rerun(user, saved):
 def test_a_changed_user_gradient_warns(user, saved, change):
     user(change)
     back = gflow.load(saved[1])
-    with pytest.warns(UserWarning, match="users_model_of_a_test.*changed"):
+    with pytest.warns(UserWarning, match=r"users_model_of_a_test.*changed"):
         spec = back.spec
     np.testing.assert_array_equal(back.theta, saved[0].theta)
     rate = 2.0 if "2" in change else 1.0
@@ -204,15 +205,17 @@ def test_a_vanished_user_model_says_so_when_used(user, saved):
     np.testing.assert_array_equal(back.theta, run.theta)
     np.testing.assert_array_equal(back["observe_first"], run["observe_first"])
     assert back.t[-1] == 1.0 and back.counts == run.counts
-    with pytest.raises(ValueError, match="users_model_of_a_test:Decay.*cannot be had"):
+    with pytest.raises(ValueError, match=r"users_model_of_a_test:Decay.*cannot be had"):
         gflow.flow(**back.spec)
-    with pytest.raises(ValueError, match="users_model_of_a_test:Decay.*cannot be had"):
+    with pytest.raises(ValueError, match=r"users_model_of_a_test:Decay.*cannot be had"):
         back.sensitivity()
 
 
 def test_a_lambda_is_refused_only_when_used(tmp_path):
     case = CASES[0]
-    run = gflow.flow(case.model, case.problem, case.theta0, 1.0, observe={"sum": lambda m, p, theta: theta.sum()})
+    run = gflow.flow(
+        case.model, case.problem, case.theta0, 1.0, observe={"sum": lambda m, p, theta: theta.sum()}
+    )
     back = gflow.load(run.save(tmp_path / "run"))
     np.testing.assert_array_equal(back["sum"], run["sum"])
     with pytest.raises(ValueError, match="lambda"):

@@ -109,7 +109,13 @@ def test_its_flow_equals_scipys(setting):
     model, problem, theta0 = setting
     times = np.linspace(0.0, 20.0, 11)
     referee = solve_ivp(
-        lambda t, y: -autograd(problem, model.widths, y), (0, 20), theta0, "DOP853", times, rtol=1e-12, atol=1e-14
+        lambda t, y: -autograd(problem, model.widths, y),
+        (0, 20),
+        theta0,
+        "DOP853",
+        times,
+        rtol=1e-12,
+        atol=1e-14,
     ).y.T
     for method in ("tsit5", "dop853"):
         for rtol in (1e-6, 1e-9):

@@ -35,7 +35,12 @@ def python(code, package=PACKAGE):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
     environment["PYTHONPATH"] = str(package.parent)
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=package.parent, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code],
+        cwd=package.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -46,7 +51,9 @@ def run(package=PACKAGE):
 
 
 def test_importing_loads_neither_compiler_nor_graphics():
-    out = python("import sys, gflow; print([m for m in ('numba', 'matplotlib', 'scipy') if m in sys.modules])")
+    out = python(
+        "import sys, gflow; print([m for m in ('numba', 'matplotlib', 'scipy') if m in sys.modules])"
+    )
     assert out.strip() == "[]"
 
 
@@ -71,7 +78,9 @@ def test_an_edited_kernel_gives_new_numbers(tmp_path):
     doubled = run(package)
     assert doubled["flow"] != fresh["flow"] and doubled["descent"] != fresh["descent"]
 
-    edit(package / "kernels" / "explicit.py", "_SAFETY, _SHRINK, _GROW = 0.9", "_SAFETY, _SHRINK, _GROW = 0.5")
+    edit(
+        package / "kernels" / "explicit.py", "_SAFETY, _SHRINK, _GROW = 0.9", "_SAFETY, _SHRINK, _GROW = 0.5"
+    )
     careful = run(package)
     assert careful["steps"] > doubled["steps"]
     assert careful["descent"] == doubled["descent"]

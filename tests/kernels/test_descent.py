@@ -46,7 +46,9 @@ def test_counts_and_losses():
     np.testing.assert_array_equal(run.loss, [objective.loss(theta) for theta in run.theta])
 
 
-@pytest.mark.parametrize(("every", "wanted"), [(1, range(11)), (4, [0, 4, 8, 10]), (5, [0, 5, 10]), (99, [0, 10])])
+@pytest.mark.parametrize(
+    ("every", "wanted"), [(1, range(11)), (4, [0, 4, 8, 10]), (5, [0, 5, 10]), (99, [0, 10])]
+)
 def test_save_every(every, wanted):
     case = CASES[5]
     every_step = gflow.descend(case.model, case.problem, case.theta0, 0.1, 10)
@@ -120,7 +122,9 @@ def test_pausing_changes_nothing():
     for budget in (100, 1):
         theta, cursor, saved = case.theta0.copy(), np.zeros(2, dtype=np.int64), np.empty((6, o.size))
         arguments = theta, np.empty(o.size), cursor, 0.05, 0, 4, 20, saved, budget
-        while (code := descent.advance(o.gradient_kernel, o.data, o.dims, o.work, *arguments)) == descent.PAUSED:
+        while (
+            code := descent.advance(o.gradient_kernel, o.data, o.dims, o.work, *arguments)
+        ) == descent.PAUSED:
             pass
         assert code == descent.FINISHED
         runs.append(saved)

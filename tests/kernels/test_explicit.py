@@ -28,7 +28,7 @@ class Riccati:
 
     @classmethod
     def error(cls, theta, t):
-        """P' = 2 (M P + P M - 2 P^2): P = E U0 (1 + U0^T K U0)^-1 U0^T E, E = e^(2 M t), K = int 4 e^(4 M t)."""
+        """P' = 2 (M P + P M - 2 P^2): P = E U0 (1 + U0^T K U0)^-1 U0^T E, E = e^(2 M t), K' = 4 E^2."""
         values, v = np.linalg.eigh(cls.m)
         x = v * np.exp(2 * values * t) @ v.T @ cls.start
         k = v * (np.expm1(4 * values * t) / values) @ v.T
@@ -45,8 +45,9 @@ def fixed_steps(tableau, n, end=2.0):
     at_steps, between, inside = 0.0, 0.0, np.empty(o.size)
     for i in range(n):
         explicit.attempt(
-            o.gradient_kernel, o.data, o.dims, o.work, tableau.index, tableau.weight, tableau.count, tableau.node,
-            last, i * h, h, state.theta, state.theta_new, state.gradient, state.stages, state.slopes,
+            o.gradient_kernel, o.data, o.dims, o.work,
+            tableau.index, tableau.weight, tableau.count, tableau.node, last,
+            i * h, h, state.theta, state.theta_new, state.gradient, state.stages, state.slopes,
         )  # fmt: skip
         state.theta_before[:], state.theta[:] = state.theta, state.theta_new
         state.clock[explicit.T_BEFORE], state.clock[explicit.H_BEFORE] = i * h, h
@@ -61,7 +62,8 @@ def fixed_steps(tableau, n, end=2.0):
 
 
 @pytest.mark.parametrize(
-    ("pair", "order", "counts"), [("tsit5", 4.8, (16, 24, 32, 48, 64, 96)), ("dop853", 7.5, (6, 8, 10, 12, 16, 20, 24))]
+    ("pair", "order", "counts"),
+    [("tsit5", 4.8, (16, 24, 32, 48, 64, 96)), ("dop853", 7.5, (6, 8, 10, 12, 16, 20, 24))],
 )
 def test_order_of_convergence(pair, order, counts):
     errors = np.log([fixed_steps(PAIRS[pair], n) for n in counts])
@@ -79,12 +81,22 @@ class Loop:
         self.rtol, self.atol = rtol, np.full(len(theta0), atol)
         shape = np.empty((len(times), len(theta0))), np.empty(len(times)), np.empty((block, 3))
         keep = np.empty((dense, 2)), np.empty((dense, 1 + self.tableau.interpolant.shape[1], len(theta0)))
-        self.output = explicit.Output(np.zeros(3, dtype=np.int64), np.array(times, dtype=float), *shape, *keep)
+        self.output = explicit.Output(
+            np.zeros(3, dtype=np.int64), np.array(times, dtype=float), *shape, *keep
+        )
         self.history = []
 
     def advance(self, budget=10**6, max_steps=10**6):
         return explicit.advance(
-            self.kernel, *self.arguments, self.tableau, self.state, self.output, self.rtol, self.atol, budget, max_steps
+            self.kernel,
+            *self.arguments,
+            self.tableau,
+            self.state,
+            self.output,
+            self.rtol,
+            self.atol,
+            budget,
+            max_steps,
         )
 
     @classmethod
@@ -109,7 +121,9 @@ class Loop:
 @by_pair
 @pytest.mark.parametrize("budget", [1, 7])
 def test_pausing_changes_nothing(case, pair, budget):
-    times = np.sort(np.concatenate([np.linspace(0.0, case.end, 7), case.end * np.linspace(0.5, 0.5001, 5)[1:]]))
+    times = np.sort(
+        np.concatenate([np.linspace(0.0, case.end, 7), case.end * np.linspace(0.5, 0.5001, 5)[1:]])
+    )
     whole, parts = (Loop.of(case, times, pair, rtol=1e-6, block=size) for size in (20_000, 5))
     assert whole.finish() == parts.finish(budget) == explicit.FINISHED
     whole.output.cursor[explicit.HISTORY] = parts.output.cursor[explicit.HISTORY] = 0
@@ -170,8 +184,12 @@ def test_the_dissipation_is_the_integral_of_the_squared_gradient(case, pair):
         g = o.gradient(y[:-1])
         return np.append(-g, g @ g)
 
-    referee = solve_ivp(field, (0, case.end), np.append(case.theta0, 0.0), "DOP853", times, rtol=1e-12, atol=1e-16)
-    np.testing.assert_allclose(loop.output.dissipation, referee.y[-1], rtol=0, atol=100 * 1e-8 * referee.y[-1, -1])
+    referee = solve_ivp(
+        field, (0, case.end), np.append(case.theta0, 0.0), "DOP853", times, rtol=1e-12, atol=1e-16
+    )
+    np.testing.assert_allclose(
+        loop.output.dissipation, referee.y[-1], rtol=0, atol=100 * 1e-8 * referee.y[-1, -1]
+    )
 
 
 @by_pair
@@ -278,6 +296,8 @@ def test_the_field_is_evaluated_at_the_stages_times(pair):
 def test_one_compiled_loop_serves_all_models():
     for case in CASES:
         for method in PAIRS:
-            gflow.flow(case.model, case.problem, case.theta0, 0.1 * case.end, method=method, rtol=1e-4, dense=True)
+            gflow.flow(
+                case.model, case.problem, case.theta0, 0.1 * case.end, method=method, rtol=1e-4, dense=True
+            )
     lone(at_rest, "tsit5").finish()
     assert len(explicit.advance.signatures) == 1

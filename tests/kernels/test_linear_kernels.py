@@ -29,7 +29,11 @@ class Naive:
 
     def map(self, theta):
         parts = self.layers(theta)
-        return parts[0] @ parts[0].T if isinstance(self.model, gflow.Symmetric) else product(parts, len(parts[0].T))
+        return (
+            parts[0] @ parts[0].T
+            if isinstance(self.model, gflow.Symmetric)
+            else product(parts, len(parts[0].T))
+        )
 
     def map_tangent(self, theta, v):
         a, b = self.layers(theta), self.layers(v)
@@ -82,7 +86,10 @@ class Naive:
             for j, layer in enumerate(a):
                 k, d = len(layer), len(a[0].T)
                 above, below = product(a[j + 1 :], k), product(a[:j], d)
-                d_above, d_below = product_tangent(a[j + 1 :], b[j + 1 :], k), product_tangent(a[:j], b[:j], d)
+                d_above, d_below = (
+                    product_tangent(a[j + 1 :], b[j + 1 :], k),
+                    product_tangent(a[:j], b[:j], d),
+                )
                 blocks.append(d_above.T @ g @ below.T + above.T @ dg @ below.T + above.T @ g @ d_below.T)
         return np.concatenate([x.ravel() for x in blocks]) + self.problem.weight_decay * v
 
@@ -119,8 +126,9 @@ def make_problem(kind, inputs, outputs, samples, weight_decay, rng):
 
 
 @st.composite
-def networks(draw, sizes=st.integers(1, 5), samples=st.integers(1, 9)):
+def networks(draw, smallest=1, widest=5, most_samples=9):
     """A model, a problem that fits it, parameters and a direction."""
+    sizes, samples = st.integers(smallest, widest), st.integers(1, most_samples)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     if draw(st.booleans()):
         model = gflow.DeepLinear(tuple(draw(st.lists(sizes, min_size=2, max_size=5))))
@@ -151,7 +159,13 @@ def absolute(problem):
     """The problem with |X| and -|Y|, at which nothing cancels."""
     x = None if problem.X is None else abs(problem.X)
     return gflow.Problem(
-        x, -abs(problem.Y), "square", problem.factor, problem.weight_decay, kind=problem.kind, mask=problem.mask
+        x,
+        -abs(problem.Y),
+        "square",
+        problem.factor,
+        problem.weight_decay,
+        kind=problem.kind,
+        mask=problem.mask,
     )
 
 
@@ -160,7 +174,7 @@ def test_kernels_equal_matrix_calculus(network):
     check_against_naive(*network)
 
 
-@given(networks(sizes=st.integers(6, 17), samples=st.integers(1, 40)))
+@given(networks(smallest=6, widest=17, most_samples=40))
 def test_kernels_equal_matrix_calculus_beyond_the_small_loops(network):
     check_against_naive(*network)
 
@@ -197,7 +211,9 @@ def test_the_hessian_is_symmetric(network):
     objective = Objective(model, problem)
     u = np.roll(v, 1) + 0.1
     one, other = u @ objective.hvp(theta, v), v @ objective.hvp(theta, u)
-    room = 100 * EPS * model.size * Naive(model, absolute(problem)).hvp(abs(theta), abs(v)).max() * abs(u).sum()
+    room = (
+        100 * EPS * model.size * Naive(model, absolute(problem)).hvp(abs(theta), abs(v)).max() * abs(u).sum()
+    )
     assert abs(one - other) <= room
 
 
@@ -262,4 +278,6 @@ def test_loss_above_a_noise_floor_equals_the_residuals():
     at_best = np.sum((x @ problem.target.T - y) ** 2) / 100
     single = Objective(gflow.DeepLinear((5, 3)), problem)
     assert single.loss(problem.target.ravel()) == pytest.approx(at_best, rel=50 * EPS)
-    assert np.abs(single.gradient(problem.target.ravel())).max() <= 50 * EPS * np.abs(problem.cross_moment).max()
+    assert (
+        np.abs(single.gradient(problem.target.ravel())).max() <= 50 * EPS * np.abs(problem.cross_moment).max()
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def dense_rows(tableau):
     return rows
 
 
-@lru_cache(maxsize=None)
+@cache
 def trees(order):
     """Rooted trees with so many vertices, each the sorted tuple of the subtrees at its root."""
     if order == 1:
