@@ -157,9 +157,9 @@ def _decode(node: Any, arrays: dict[str, NDArray[Any]], notes: list[str]) -> Any
 
 
 def _make(kind: Any, fields: dict[str, Any]) -> Any:
+    make, made = kind, object.__new__(kind)
     if dataclasses.is_dataclass(kind):
-        return kind(**fields)
-    made: Any = object.__new__(kind)
+        return make(**fields)
     made.__dict__.update(fields)
     return made
 
@@ -194,4 +194,6 @@ def read(path: Path) -> tuple[dict[str, Any], Recorded]:
     except FileNotFoundError:
         raise
     except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"path must name a trajectory saved by gflow; {path} cannot be read: {error}") from error
+        raise ValueError(
+            f"path must name a trajectory saved by gflow; {path} cannot be read: {error}"
+        ) from error

@@ -75,7 +75,9 @@ def _reproduce(names: list[str], size: str, out: Path) -> int:
         if sections:
             page = report.write_page(sections, out, versions())
             figures = sum(len(section.plates) for section in sections)
-            console.print(f"{figures} figures (PDF and PNG) and a page with all of it: {page}", soft_wrap=True)
+            console.print(
+                f"{figures} figures (PDF and PNG) and a page with all of it: {page}", soft_wrap=True
+            )
     return 1 if any(section.failures for section in sections) else 0
 
 

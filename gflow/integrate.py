@@ -539,8 +539,11 @@ def _observers(observe: Observers) -> dict[str, Callable[..., Any]]:
     if isinstance(observe, Mapping):
         pairs = list(observe.items())
     else:
-        single = isinstance(observe, str) or callable(observe) or not isinstance(observe, Iterable)
-        listed = [observe] if single else list(observe)
+        listed: list[Any]
+        if isinstance(observe, str) or callable(observe) or not isinstance(observe, Iterable):
+            listed = [observe]
+        else:
+            listed = list(observe)
         pairs = [
             (item if isinstance(item, str) else getattr(item, "__name__", repr(item)), item)
             for item in listed

@@ -204,11 +204,19 @@ class Problem:
     def target_svd(self) -> tuple[Array, Array, Array]:
         """Singular vectors and values of the target: U (k, r), s (r,), V (d, r), r = min(k, d).
 
-        The sign of each pair is fixed by making the largest entry of the column of U positive.
+        For regression V is taken from the row space of X, as far as it reaches, also where s vanishes:
+        a mode of strength zero is one that the data can see.  The sign of each pair is fixed by making
+        the largest entry of the column of U positive.
         """
-        u, s, vt = np.linalg.svd(self.target, full_matrices=False)
-        signs = np.sign(u[np.abs(u).argmax(axis=0), np.arange(u.shape[1])])
-        return u * signs, s, vt.T * signs
+        frame, rank, count = np.eye(self.inputs), self.inputs, min(self.target.shape)
+        if self.kind == "regression":
+            _, sizes, frame = np.linalg.svd(np.linalg.qr(self.X, mode="r"))
+            rank = int(np.sum(sizes > sizes[0] * max(self.X.shape) * np.finfo(float).eps))
+        u, s, vt = np.linalg.svd(self.target @ frame[:rank].T)
+        v = np.hstack([frame[:rank].T @ vt.T, frame[rank:].T])[:, :count]
+        u, s = u[:, :count], np.append(s, np.zeros(count))[:count]
+        signs = np.sign(u[np.abs(u).argmax(axis=0), np.arange(count)])
+        return u * signs, s, v * signs
 
     def _require_regression(self, what: str) -> None:
         if self.kind != "regression":

@@ -138,6 +138,61 @@ def mode_time(u0: ArrayLike, uf: ArrayLike, s: ArrayLike, depth: float) -> Array
     return out.reshape(shape)[()]
 
 
+def closed_form_time(u0: ArrayLike, uf: ArrayLike, s: ArrayLike, depth: float) -> Array:
+    """The elementary antiderivatives of t(u0 → uf), for N = 1, 2, 3, 4 and ∞ and 0 < u0, uf < s.
+
+    They are what one prints and cites.  As differences of large terms they lose digits where uf is close
+    to u0, or both to s, which :func:`mode_time` does not.
+
+    Parameters
+    ----------
+    u0, uf : array
+        First and last strength.
+    s : array
+        Singular value of the target.
+    depth : {1, 2, 3, 4, np.inf}
+        Number N of weight matrices; for ``np.inf`` the result is N·time.
+
+    Returns
+    -------
+    t : array
+        Of the shape to which u0, uf and s broadcast.
+
+    Raises
+    ------
+    ValueError
+        If the depth is another, or a strength does not lie between 0 and s.
+
+    Notes
+    -----
+    Source: arXiv 1312.6120 for N = 2 and ∞; with a = u^(1/3) and c = s^(1/3) the form for N = 3 is that of
+    ∫ da / (a² (c³ − a³)).
+    """
+    start, end, target = _real("u0", u0), _real("uf", uf), _real("s", s)
+    if depth not in _ANTIDERIVATIVES:
+        raise ValueError(f"depth must be 1, 2, 3, 4 or np.inf to have an elementary form; got {depth!r}")
+    for name, u in (("u0", start), ("uf", end)):
+        if np.any((u <= 0) | (u >= target)):
+            raise ValueError(f"{name} must lie between 0 and s; got {name} = {u!r:.60}, s = {target!r:.60}")
+    antiderivative = _ANTIDERIVATIVES[depth]
+    return antiderivative(end, target) - antiderivative(start, target)
+
+
+def _cubic(u: Array, s: Array) -> Array:
+    a, c = np.cbrt(u), np.cbrt(s)
+    angle = np.sqrt(3.0) * np.arctan((2 * a + c) / (np.sqrt(3.0) * c))
+    return (-1 / a + (-np.log(c - a) + 0.5 * np.log(a * a + a * c + c * c) - angle) / (3 * c)) / s
+
+
+_ANTIDERIVATIVES: dict[float, Callable[[Array, Array], Array]] = {
+    1: lambda u, s: -np.log(s - u),
+    2: lambda u, s: np.log(u / (s - u)) / (2 * s),
+    3: _cubic,
+    4: lambda u, s: (np.arctanh(np.sqrt(u / s)) / np.sqrt(s) - 1 / np.sqrt(u)) / (2 * s),
+    np.inf: lambda u, s: np.log(u / (s - u)) / s**2 - 1 / (s * u),
+}
+
+
 def _check_depth(depth: float) -> float:
     if depth == np.inf:
         return np.inf

@@ -20,14 +20,16 @@ from gflow.kernels import abi, descent, explicit, linear
 problem = gflow.Problem.factorization([[2.0]])
 model = gflow.DeepLinear((1, 1, 1))
 flow = gflow.flow(model, problem, [0.1, 0.1], [0.3, 1.0], dense=True)
-descent_run = gflow.descend(model, problem, [0.1, 0.1], 0.1, 5)
-flow.loss, flow.sensitivity()
-kernels = explicit.advance, descent.advance, abi.losses, linear.loss, linear.gradient, linear.hvp
-print(json.dumps({
-    "flow": flow.end.tolist(), "descent": descent_run.end.tolist(), "steps": flow.counts["accepted"],
+steps = gflow.descend(model, problem, [0.1, 0.1], 0.1, 5)
+kernels = explicit.advance, descent.advance, linear.gradient
+if {everything}:
+    flow.loss, flow.sensitivity()
+    kernels += abi.losses, linear.loss, linear.hvp
+print(json.dumps({{
+    "flow": flow.end.tolist(), "descent": steps.end.tolist(), "steps": flow.counts["accepted"],
     "hits": [sum(k.stats.cache_hits.values()) for k in kernels],
     "misses": [sum(k.stats.cache_misses.values()) for k in kernels],
-}))
+}}))
 """
 
 
@@ -46,8 +48,8 @@ def python(code, package=PACKAGE):
     return done.stdout
 
 
-def run(package=PACKAGE):
-    return json.loads(python(RUN, package))
+def run(package=PACKAGE, everything=False):
+    return json.loads(python(RUN.format(everything=everything), package))
 
 
 def test_importing_loads_neither_compiler_nor_graphics():
@@ -58,8 +60,8 @@ def test_importing_loads_neither_compiler_nor_graphics():
 
 
 def test_a_second_process_compiles_nothing():
-    run()
-    second = run()
+    run(everything=True)
+    second = run(everything=True)
     assert second["misses"] == [0] * 6
     assert min(second["hits"]) >= 1
 
@@ -71,7 +73,7 @@ def test_an_edited_kernel_gives_new_numbers(tmp_path):
     fresh = run(package)
     cached = run(package)
     here = run()
-    assert min(fresh["misses"]) >= 1 and cached["misses"] == [0] * 6
+    assert min(fresh["misses"]) >= 1 and cached["misses"] == [0] * 3
     assert fresh["flow"] == cached["flow"] == here["flow"] and fresh["descent"] == here["descent"]
 
     edit(package / "kernels" / "linear.py", "scale, size = 2.0 * data[0]", "scale, size = 4.0 * data[0]")

@@ -140,6 +140,8 @@ def test_dop853_equals_scipys():
 
 
 def test_dop853_interpolant_equals_scipys_dense_output():
+    np.testing.assert_array_equal(tableaus._DOP853_DENSE, scipys.D)
+
     def field(t, y):
         return np.array([y[1] * np.cos(t), -np.sin(y[0]) + t])
 

@@ -95,6 +95,26 @@ def test_mode_strength_gap_and_time_equal_the_exact_integral(name, depth):
                 assert relative(theory.mode_time(float(u0), uf, float(s), depth), again) < 1e-10
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, np.inf])
+def test_the_elementary_forms_equal_the_integral(depth):
+    s = np.array([0.3, 1.0, 4.0])[:, None]
+    u0, uf = 1e-2 * s, np.array([0.1, 0.5, 0.9]) * s
+    closed = theory.closed_form_time(u0, uf, s, depth)
+    np.testing.assert_allclose(closed, theory.mode_time(u0, uf, s, depth), rtol=1e-10)
+    with mp.workdps(40):
+        exact = exact_time(mp.mpf("0.01"), mp.mpf("0.9"), mp.mpf("0.1"), mp.mpf(1), depth)
+    assert relative(theory.closed_form_time(0.01, 0.9, 1.0, depth), exact) < 1e-10
+
+
+def test_the_elementary_forms_say_where_there_is_none():
+    with pytest.raises(
+        ValueError, match="depth must be 1, 2, 3, 4 or np.inf to have an elementary form; got 5"
+    ):
+        theory.closed_form_time(0.1, 0.2, 1.0, 5)
+    with pytest.raises(ValueError, match="uf must lie between 0 and s"):
+        theory.closed_form_time(0.1, 2.0, 1.0, 3)
+
+
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize(
     "s, u0", [(1.3, 1e-3), (0.4, 2.0), (0.0, 0.5), (-0.7, 0.9), (-1.2, -0.01), (1.1, -0.3)]
