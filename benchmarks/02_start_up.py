@@ -36,7 +36,9 @@ NAMES = (
 
 def start(cache: str | None) -> dict[str, float]:
     environment = {**os.environ, **({"NUMBA_CACHE_DIR": cache} if cache else {})}
-    run = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True, env=environment)
+    run = subprocess.run(
+        [sys.executable, "-c", CODE], capture_output=True, text=True, check=True, env=environment
+    )
     return dict(zip(NAMES, map(float, run.stdout.split()), strict=True))
 
 

@@ -19,7 +19,9 @@ def options(description: str) -> argparse.Namespace:
     """Command-line options of a benchmark."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="few repetitions, for continuous integration")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the JSON")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results", help="folder for the JSON"
+    )
     return parser.parse_args()
 
 

@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def flow(
         start's blocks (layers, neurons), so that a tiny start is resolved.
     observe : name, callable, list of them, or dict of name to callable, optional
         Observables f(model, problem, theta) to compute at the saved times; names are those of
-        :mod:`gflow.observe`.  Results: ``trajectory[name]``.
+        :mod:`gflow.observe`.  Results: ``trajectory[name]``, NaN at states that an interrupt left unseen.
     stop : callable, optional
         ``stop(t, theta)`` is called after every accepted step; True ends the run there.
     dense : bool
@@ -127,12 +127,13 @@ def flow(
         tableau = METHODS[method]()
         state = explicit.State._make(start.state[name].copy() for name in explicit.State._fields)
     run = _Flow(objective, tableau, state, times, rtol, atol, dense)
+    watch = _Watch(objective, observers, stop, run.now)
     spec = {
         "model": model, "problem": problem, "theta0": theta, "t": times, "method": method, "rtol": rtol,
         "atol": atol, "observe": observe, "stop": stop, "dense": dense, "max_steps": max_steps,
     }  # fmt: skip
-    outcome, observed = _drive(run, observers, stop, max_steps, progress)
-    return run.trajectory(outcome, observed, spec)
+    outcome = _drive(run, watch, max_steps, progress)
+    return run.trajectory(outcome, watch, spec)
 
 
 def descend(
@@ -195,12 +196,13 @@ def descend(
         if n_steps <= first:
             raise ValueError(f"n_steps must be above the {first} steps of start; got {n_steps}")
     run = _Descent(objective, theta, step_size, first, n_steps, save_every)
+    watch = _Watch(objective, observers, stop, run.now)
     spec = {
         "model": model, "problem": problem, "theta0": theta0, "step_size": step_size, "n_steps": n_steps,
         "save_every": save_every, "observe": observe, "stop": stop,
     }  # fmt: skip
-    outcome, observed = _drive(run, observers, stop, 0, progress)
-    return run.trajectory(outcome, observed, spec)
+    outcome = _drive(run, watch, 0, progress)
+    return run.trajectory(outcome, watch, spec)
 
 
 def load(path: str | Path) -> Trajectory:
@@ -298,7 +300,7 @@ class _Flow:
                 try:
                     self._new_dense()
                 except MemoryError:
-                    return Status("memory", self._stopped_at("the dense output did not fit into memory")
+                    return Status("memory", self.stopped_at("the dense output did not fit into memory")
                                   + " Give the wanted times in t instead of dense=True.")  # fmt: skip
         if code in (explicit.BLOCK_FULL, explicit.PAUSED):
             return None
@@ -313,36 +315,40 @@ class _Flow:
                 f" The last step size was {h:.2g}: go on with start=, raise max_steps, or loosen rtol "
                 "if the solution has long settled."
             )
-            return Status("max_steps", self._stopped_at(f"max_steps = {max_steps} was reached") + advice)
+            return Status("max_steps", self.stopped_at(f"max_steps = {max_steps} was reached") + advice)
         if code == explicit.NON_FINITE:
             advice = " Check that the loss and its gradient are finite there; the last finite state is kept."
-            return Status("non_finite", self._stopped_at("the gradient is not finite") + advice)
+            return Status("non_finite", self.stopped_at("the gradient is not finite") + advice)
         advice = (
             " The field seems to be discontinuous or not smooth here, or rtol and atol ask for more than "
             "double precision holds."
         )
-        return Status(
-            "step_too_small", self._stopped_at("the step size fell below the spacing of t") + advice
-        )
+        return Status("step_too_small", self.stopped_at("the step size fell below the spacing of t") + advice)
 
-    def _stopped_at(self, why: str) -> str:
+    def stopped_at(self, why: str) -> str:
         return f"Stopped at t = {self.t:.6g} of {self.total:g} after {self.steps} steps: {why}."
 
-    def trajectory(self, outcome: Status, observed: dict[str, Array], spec: dict[str, Any]) -> Trajectory:
-        """What has been reached."""
-        n, counters, clock = self.saved, self.state.counters, self.state.clock
+    def reached(self) -> tuple[Array, Array, Array]:
+        """Times, states and dissipation that were saved, and the last state where the end was not reached."""
+        n, clock = self.saved, self.state.clock
         t, theta, dissipation = self.times[:n], self.theta[:n], self.dissipation[:n]
-        if outcome.code != "finished" and (n == 0 or self.t > t[-1]):
+        if n < len(self.times) and (n == 0 or self.t > t[-1]):
             t, theta = np.append(t, self.t), np.vstack([theta, self.now])
             dissipation = np.append(dissipation, clock[explicit.DISSIPATION])
+        return t, theta, dissipation
+
+    def trajectory(self, outcome: Status, watch: _Watch, spec: dict[str, Any]) -> Trajectory:
+        """The trajectory as far as it has come."""
+        t, theta, dissipation = self.reached()
+        counters = self.state.counters
         history = self.history[-1][: self.cursor[explicit.HISTORY]]
         if len(self.history) > 1:
             history = np.concatenate([*self.history[:-1], history])
         dense = None
         if self.keep_dense:
-            times, coefficients = self.dense.pop()
+            times, coefficients = self.dense[-1]
             k = self.cursor[explicit.DENSE]
-            kept = [*self.dense, (times[:k], coefficients[:k])]
+            kept = [*self.dense[:-1], (times[:k], coefficients[:k])]
             dense = np.concatenate([a for a, _ in kept]), np.concatenate([b for _, b in kept])
         k = int(counters[explicit.CHECKPOINTS])
         checkpoints = self.state.checkpoint_times[:k], self.state.checkpoints[:k]
@@ -352,7 +358,8 @@ class _Flow:
             "gradients": explicit.GRADIENTS,
         }
         return Trajectory(
-            t=t, theta=theta, outcome=outcome, dissipation=dissipation, observed=observed,
+            t=t, theta=theta, outcome=outcome, dissipation=dissipation,
+            observed=watch.arrays(len(t)),
             counts={name: int(counters[i]) for name, i in names.items()},
             steps=Steps(history[:, 0], history[:, 1], history[:, 2] > 0), dense=dense,
             checkpoints=checkpoints, state=self.state._asdict(),
@@ -415,70 +422,110 @@ class _Descent:
             return Status("finished", f"Made {self.steps} steps of {self.step_size:g}.")
         return Status(
             "non_finite",
-            self._stopped_at("the next state is not finite") + f" The step size {self.step_size:g} is "
+            self.stopped_at("the next state is not finite") + f" The step size {self.step_size:g} is "
             "probably above the stability limit 2 / sharpness; the last finite state is kept.",
         )
 
-    def _stopped_at(self, why: str) -> str:
+    def stopped_at(self, why: str) -> str:
         return f"Stopped at step {self.steps} of {self.n_steps}: {why}."
 
-    def trajectory(self, outcome: Status, observed: dict[str, Array], spec: dict[str, Any]) -> Trajectory:
-        """What has been reached."""
+    def reached(self) -> tuple[Array, Array]:
+        """Times and states that were saved, and the last state where the end was not reached."""
         n = self.saved
         at, theta = self.at[:n], self.theta[:n]
         if n == 0 or self.steps > at[-1]:
             at, theta = np.append(at, self.steps), np.vstack([theta, self.now])
+        return at * self.step_size, theta
+
+    def trajectory(self, outcome: Status, watch: _Watch, spec: dict[str, Any]) -> Trajectory:
+        """The trajectory as far as it has come."""
+        t, theta = self.reached()
         return Trajectory(
-            t=at * self.step_size, theta=theta, outcome=outcome, observed=observed,
+            t=t, theta=theta, outcome=outcome, observed=watch.arrays(len(t)),
             counts={"steps": self.steps, "gradients": self.steps},
             state={"theta": self.now, "step": np.array([self.steps])},
             versions=versions(), recorded_spec=spec,
         )  # fmt: skip
 
 
-def _drive(
-    run: Any, observers: dict[str, Callable[..., Any]], stop: Callable[[float, Array], bool] | None,
-    max_steps: int, progress: bool,
-) -> tuple[Status, dict[str, Array]]:  # fmt: skip
+class _CallbackError(Exception):
+    """A user's callable raised; the cause is the exception's."""
+
+
+class _Watch:
+    """A user's observers and ``stop``, called between stretches of a run.
+
+    The observers are called once at the start, so that what is wrong with them shows before anything runs.
+    """
+
+    def __init__(
+        self, objective: Objective, observers: dict[str, Callable[..., Any]],
+        stop: Callable[[float, Array], bool] | None, start: Array,
+    ) -> None:  # fmt: skip
+        self.objective, self.observers, self.stop = objective, observers, stop
+        self.seen: dict[str, list[Array]] = {name: [] for name in observers}
+        self.first = {name: self._value(name, start.copy()) for name in observers}
+
+    def _value(self, name: str, theta: Array) -> Array:
+        return np.array(self.observers[name](self.objective.model, self.objective.problem, theta))
+
+    def wants_stop(self, t: float, theta: Array) -> bool:
+        assert self.stop is not None
+        try:
+            return bool(self.stop(t, theta.copy()))
+        except Exception as error:
+            raise _CallbackError("stop") from error
+
+    def observe(self, theta: Array) -> None:
+        """Observe the rows of ``theta`` (T, P) that have not been seen."""
+        for name, values in self.seen.items():
+            for row in theta[len(values) :]:
+                try:
+                    values.append(self._value(name, row))
+                except Exception as error:
+                    raise _CallbackError(f"observe[{name!r}]") from error
+
+    def arrays(self, rows: int) -> dict[str, Array]:
+        """The observables, with NaN for rows that an interrupt or an exception left unseen."""
+        out = {}
+        for name, values in self.seen.items():
+            missing = rows - len(values)
+            blank = np.full_like(self.first[name], np.nan, dtype=np.result_type(self.first[name], np.float64))
+            out[name] = np.array([*values, *[blank] * missing]) if missing else np.array(values)
+        return out
+
+
+def _drive(run: Any, watch: _Watch, max_steps: int, progress: bool) -> Status:
     """Advance a run in stretches of about 0.1 s, and between them observe, ask ``stop`` and show progress.
 
     A keyboard interrupt ends it after the stretch that is under way.
     """
-    seen: dict[str, list[Any]] = {name: [] for name in observers}
     outcome: Status | None = None
-    budget = 1 if stop is not None else run.first_budget
-    shown = Progress(progress, run.verb, run.total)
+    budget = 1 if watch.stop is not None else run.first_budget
     try:
-        with _blas(run.objective), shown:
+        with _blas(run.objective), Progress(progress, run.verb, run.total) as shown:
             asked = -1
             while outcome is None:
-                if stop is not None and run.advanced != asked and run.t <= run.total:
+                if watch.stop is not None and run.advanced != asked and run.t <= run.total:
                     asked = run.advanced
-                    if stop(run.t, run.now.copy()):
-                        outcome = Status("stopped", run._stopped_at("stop() returned True"))
+                    if watch.wants_stop(run.t, run.now):
+                        outcome = Status("stopped", run.stopped_at("stop() returned True"))
                         break
                 began, before = time.perf_counter(), run.steps
                 outcome = run.advance(budget, max_steps)
-                _observe_new(run.objective, observers, seen, run.theta[: run.saved])
-                if stop is None and run.steps > before:
+                watch.observe(run.theta[: run.saved])
+                if watch.stop is None and run.steps > before:
                     pace = (run.steps - before) / max(time.perf_counter() - began, 1e-6)
                     budget = max(1, int(_CHUNK_SECONDS * pace))
                 shown.update(min(run.t if run.verb == "flow" else run.steps, run.total), run.note())
+        watch.observe(run.reached()[1])
     except KeyboardInterrupt:
-        outcome = Status("interrupted", run._stopped_at("interrupted") + " Go on with start=.")
-    _observe_new(run.objective, observers, seen, run.theta[: run.saved])
-    if observers and outcome.code != "finished":
-        reached = run.trajectory(outcome, {}, {}).theta  # one more row than was saved, as a rule
-        _observe_new(run.objective, observers, seen, reached)
-    return outcome, {name: np.array(values) for name, values in seen.items()}
-
-
-def _observe_new(
-    objective: Objective, observers: dict[str, Callable[..., Any]], seen: dict[str, list[Any]], theta: Array
-) -> None:
-    for name, function in observers.items():
-        for row in theta[len(seen[name]) :]:
-            seen[name].append(np.array(function(objective.model, objective.problem, row)))
+        with suppress(KeyboardInterrupt):  # a second one leaves the rest unobserved
+            watch.observe(run.reached()[1])
+        return Status("interrupted", run.stopped_at("interrupted") + " Go on with start=.")
+    except _CallbackError as error:
+        return Status("failed", run.stopped_at(f"{error} raised {error.__cause__!r}") + " Go on with start=.")
+    return outcome
 
 
 def _times(t: ArrayLike, start: Trajectory | None) -> Array:

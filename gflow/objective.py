@@ -109,11 +109,14 @@ class Objective:
             unit[i] = 0.0
         return 0.5 * (rows + rows.T)
 
-    def eigenvalues(self, theta: ArrayLike, k: int | None = None, which: str = "largest") -> Array:
+    def eigenvalues(
+        self, theta: ArrayLike, k: int | None = None, which: str = "largest", tol: float = 0.0
+    ) -> Array:
         """Hessian eigenvalues in descending order: all (P,), or the k largest or smallest (k,).
 
         Dense for P <= 500 or where the Lanczos iteration cannot serve; else
-        ``scipy.sparse.linalg.eigsh`` on Hessian-vector products.
+        ``scipy.sparse.linalg.eigsh`` on Hessian-vector products, to the relative accuracy ``tol``
+        (0: rounding).
 
         Raises
         ------
@@ -141,7 +144,7 @@ class Objective:
         operator = LinearOperator((self.size, self.size), matvec=product, dtype=np.float64)
         start = np.random.default_rng(0).standard_normal(self.size)  # the same answer on every call
         side = "LA" if which == "largest" else "SA"
-        values = eigsh(operator, k=k, which=side, v0=start, return_eigenvectors=False)
+        values = eigsh(operator, k=k, which=side, v0=start, tol=tol, return_eigenvectors=False)
         return np.asarray(np.sort(values)[::-1], dtype=np.float64)
 
 

@@ -29,8 +29,8 @@ class Status:
     Attributes
     ----------
     code : str
-        ``"finished"``, ``"stopped"`` (by ``stop=``), ``"interrupted"``, ``"max_steps"``,
-        ``"step_too_small"``, ``"non_finite"`` or ``"memory"``.
+        ``"finished"``, ``"stopped"`` (by ``stop=``), ``"interrupted"``, ``"failed"`` (a callable raised),
+        ``"max_steps"``, ``"step_too_small"``, ``"non_finite"`` or ``"memory"``.
     message : str
         What happened, and what to try.
     warnings : tuple of str
@@ -245,7 +245,7 @@ class Trajectory:
         times, states = self.checkpoints
         within = times < self.t[-1]  # steps overshoot the end
         times, states = np.append(times[within], self.t[-1]), np.vstack([states[within], self.end])
-        bottom = np.array([self.objective.eigenvalues(x, 1, "smallest")[0] for x in states])
+        bottom = np.array([self.objective.eigenvalues(x, 1, "smallest", tol=1e-3)[0] for x in states])
         rate = np.maximum(-bottom, 0.0)
         exponent = np.concatenate([[0.0], np.cumsum(0.5 * (rate[1:] + rate[:-1]) * np.diff(times))])
         size = np.linalg.norm(states, axis=1)

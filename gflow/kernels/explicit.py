@@ -226,10 +226,10 @@ def _extra_stages(gradient, data, dims, work, tableau, state):
             state.theta_before,
             h,
             state.stages,
-            tableau.index,
+            tableau.source,
             tableau.weight,
             r,
-            tableau.count[r],
+            tableau.terms[r],
         )
         _field(
             gradient,
@@ -336,7 +336,7 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
     """
     clock, counters, theta, theta_new = state.clock, state.counters, state.theta, state.theta_new
     theta_before, g, stages, slopes = state.theta_before, state.gradient, state.stages, state.slopes
-    index, weight, count, node = tableau.index, tableau.weight, tableau.count, tableau.node
+    index, weight, count, node = tableau.source, tableau.weight, tableau.terms, tableau.node
     cursor, times, history, dense_times = output.cursor, output.times, output.history, output.dense_times
     exponent, last = tableau.sizes[2], tableau.sizes[0] - 1
     size = theta.size

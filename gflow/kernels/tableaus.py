@@ -24,16 +24,16 @@ MAX_STAGES = 16
 class Tableau(NamedTuple):
     """A pair with an interpolant; rows of coefficients are stored without their zeros.
 
-    Row r of ``index`` and ``weight`` holds ``count[r]`` pairs (stage, coefficient).  Rows 0 ... S - 1
+    Row r of ``source`` and ``weight`` holds ``terms[r]`` pairs (stage, coefficient).  Rows 0 ... S - 1
     give the S stages of a step, row 0 being f at its start and row S - 1 f at its end (the solution,
     reused as the next row 0); rows S ... S + E - 1 give the extra stages of the interpolant; the last
     two rows give the error estimates of higher and lower order.
     """
 
     node: Floats  # (S + E,)
-    index: Ints  # (S + E + 2, MAX_STAGES)
+    source: Ints  # (S + E + 2, MAX_STAGES)
     weight: Floats
-    count: Ints  # (S + E + 2,)
+    terms: Ints  # (S + E + 2,)
     interpolant: Floats  # (S + E, degree): coefficients of x, x^2, ... in the weight of each stage
     sizes: Ints  # S, E, exponent of the error in h, order of the solution
 

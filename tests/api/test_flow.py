@@ -208,7 +208,7 @@ def test_an_interrupt_returns_what_there_is(where):
     run = flow(SCALAR, np.linspace(0.0, 6.0, 40), **{where: observable if where == "observe" else stop})
     assert run.status.code == "interrupted" and not run.status.ok
     assert "interrupted" in run.status.message and "start=" in run.status.message
-    assert run.t[-1] == run.state["clock"][0] > 0
+    assert run.t[-1] == min(run.state["clock"][0], 6.0) > 0
     assert len(run.t) == len(run.theta)
     for values in run.observed.values():
         np.testing.assert_array_equal(values, run.theta[:, 0])
@@ -224,8 +224,8 @@ LONG = """
     announced = []
 
     def announce(model, problem, theta):
-        if not announced:
-            announced.append(True)
+        announced.append(True)
+        if len(announced) == 2:  # the first call is a check before anything runs
             print("running", flush=True)
         return theta[0]
 
@@ -280,3 +280,30 @@ def test_a_gradient_flow_goes_down_and_ends_at_rest():
     np.testing.assert_allclose(
         run["gradient_norm"][0], np.linalg.norm(Objective(DEEP.model, DEEP.problem).gradient(DEEP.theta0))
     )
+
+
+def test_an_observer_that_fails_on_the_way_keeps_the_run():
+    def fragile(model, problem, theta):
+        if theta[0] > 0.5:
+            raise RuntimeError("no such thing")
+        return theta[0]
+
+    run = flow(SCALAR, np.linspace(0.0, 6.0, 40), observe=fragile)
+    assert run.status.code == "failed" and "observe['fragile'] raised RuntimeError" in run.status.message
+    seen = np.isfinite(run["fragile"])
+    assert 0 < seen.sum() < len(run.t)
+    np.testing.assert_array_equal(run["fragile"][seen], run.theta[seen, 0])
+
+
+def test_an_observer_that_fails_at_once_raises_before_anything_runs():
+    def broken(model, problem, theta):
+        raise RuntimeError("no such thing")
+
+    with pytest.raises(RuntimeError, match="no such thing"):
+        flow(SCALAR, 6.0, observe=broken)
+
+
+def test_a_stopped_dense_run_with_observers_keeps_all_of_it():
+    run = flow(SCALAR, 6.0, observe="loss", dense=True, stop=lambda t, theta: t > 1.0)
+    assert run.status.code == "stopped" and len(run["loss"]) == len(run.t)
+    np.testing.assert_allclose(run.at(run.t[-1]), run.end, rtol=1e-12)

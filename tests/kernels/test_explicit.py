@@ -46,7 +46,7 @@ def fixed_steps(tableau, n, end=2.0):
     for i in range(n):
         explicit.attempt(
             o.gradient_kernel, o.data, o.dims, o.work,
-            tableau.index, tableau.weight, tableau.count, tableau.node, last,
+            tableau.source, tableau.weight, tableau.terms, tableau.node, last,
             i * h, h, state.theta, state.theta_new, state.gradient, state.stages, state.slopes,
         )  # fmt: skip
         state.theta_before[:], state.theta[:] = state.theta, state.theta_new

@@ -17,9 +17,9 @@ PAIRS = {"tsit5": tableaus.tsit5(), "dop853": tableaus.dop853()}
 
 def dense_rows(tableau):
     """The stored rows with their zeros (S + E + 2, S + E)."""
-    rows = np.zeros((len(tableau.count), len(tableau.node)))
-    for r, count in enumerate(tableau.count):
-        rows[r, tableau.index[r, :count]] = tableau.weight[r, :count]
+    rows = np.zeros((len(tableau.terms), len(tableau.node)))
+    for r, count in enumerate(tableau.terms):
+        rows[r, tableau.source[r, :count]] = tableau.weight[r, :count]
     return rows
 
 
