@@ -265,6 +265,10 @@ class _Flow:
         """A count that grows when there is a new state to show to ``stop``."""
         return int(self.state.counters[explicit.ACCEPTED])
 
+    @property
+    def done(self) -> float:
+        return min(self.t, self.total)
+
     def note(self) -> str:
         return f"t = {self.t:.4g}, {self.steps} steps, h = {self.state.clock[explicit.H]:.2g}"
 
@@ -407,6 +411,10 @@ class _Descent:
         """A count that grows when there is a new saved state to show to ``stop``; the first one is saved late."""
         return max(self.saved, 1)
 
+    @property
+    def done(self) -> float:
+        return float(self.steps)
+
     def note(self) -> str:
         return f"step {self.steps}"
 
@@ -517,7 +525,8 @@ def _drive(run: Any, watch: _Watch, max_steps: int, progress: bool) -> Status:
                 if watch.stop is None and run.steps > before:
                     pace = (run.steps - before) / max(time.perf_counter() - began, 1e-6)
                     budget = max(1, int(_CHUNK_SECONDS * pace))
-                shown.update(min(run.t if run.verb == "flow" else run.steps, run.total), run.note())
+                if progress:
+                    shown.update(run.done, run.note())
         watch.observe(run.reached()[1])
     except KeyboardInterrupt:
         with suppress(KeyboardInterrupt):  # a second one leaves the rest unobserved
@@ -562,10 +571,17 @@ def _rtol(rtol: float) -> float:
 
 def _default_atol(objective: Objective, theta: Array, rtol: float) -> float:
     blocks = objective.model.blocks() if objective.has("blocks") else [slice(None)]
-    parts = [theta[block] for block in blocks]
-    squares = [float(part @ part) / max(part.size, 1) for part in parts]
-    smallest = math.sqrt(min((square for square in squares if square > 0), default=1.0))
+    sizes = [_root_mean_square(theta[block]) for block in blocks]
+    smallest = min((size for size in sizes if size > 0), default=1.0)
     return max(rtol * 1e-3 * smallest, sys.float_info.min)
+
+
+def _root_mean_square(part: Array) -> float:
+    total = float(part @ part)
+    if total > 1e-280:
+        return math.sqrt(total / part.size)
+    largest = float(np.abs(part).max(initial=0.0))  # squares would underflow
+    return largest * float(np.sqrt(np.mean((part / largest) ** 2))) if largest > 0 else 0.0
 
 
 def _callable_or_none(name: str, value: Any) -> None:
@@ -654,7 +670,7 @@ def _pools() -> Any:
 
 def _blas(objective: Objective) -> AbstractContextManager[Any]:
     """Hold BLAS at one thread unless its products are so large that more of them pay (measured)."""
-    widest = int(np.max(objective.dims[3:], initial=0))
+    widest = max(objective.dims.tolist(), default=0)
     if widest < 32 or widest > 512:
         return nullcontext()
     return _pools().limit(limits=1)

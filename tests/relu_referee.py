@@ -2,16 +2,17 @@
 
 The network is f(x) = sum_j a_j s(w_j . x) with s(z) = z for z > 0 and slope * z for z < 0, ``W (m, d)``,
 ``A (k, m)``, and L = factor * sum_i l(f(x_i), y_i) + weight_decay / 2 * ||trained parameters||^2. Its flow
-is the differential inclusion theta' in -dL(theta) (Clarke). Every pair (neuron j, sample i) has a mode: active (+1),
-inactive (-1) or sliding (0: z_ji = w_j . x_i stays 0, with a slope in [slope, 1] that holds it there).
+is the differential inclusion theta' in -dL(theta) (Clarke). Every pair (neuron j, sample i) has a mode:
+active (+1), inactive (-1) or sliding (0: z_ji = w_j . x_i stays 0, held there by a slope in [slope, 1]).
 
 With q_ji = -a_j . dL/df_i, neuron j moves by w_j' = sum_i s_ji q_ji x_i - weight_decay w_j. On the kinks the
 modes are found by trying all 3^q patterns of the q pairs that sit at zero, and keeping the consistent ones:
 
     active: s = 1, z' >= 0;   inactive: s = slope, z' <= 0;   sliding: q_ji < 0, z' = 0, slope <= s <= 1.
 
-If the consistent patterns do not all give the same velocity, ``Ambiguous`` is raised; likewise where a sliding
-pair turns repelling (q_ji changes sign, for instance since a_j does): from there on the flow is not unique.
+If the consistent patterns do not all give the same velocity, ``Ambiguous`` is raised; likewise where a
+sliding pair turns repelling (q_ji changes sign, as a_j does), from where on the flow is not unique, and where
+the weights of a neuron reach zero.
 
 Nothing here is shared with the package, and nothing is clever: scipy's DOP853 between events, brentq on them.
 """
@@ -147,7 +148,8 @@ class Net:
         for j in np.unique(np.nonzero(modes == SLIDING)[0]):
             S = np.nonzero(modes[j] == SLIDING)[0]
             speeds = self.gram[S] @ (slopes[j] * q[j])
-            full[j, S] = np.linalg.solve(self.gram[np.ix_(S, S)], -speeds) / q[j, S]
+            with np.errstate(divide="ignore", invalid="ignore"):  # a search may look at q = 0
+                full[j, S] = np.linalg.solve(self.gram[np.ix_(S, S)], -speeds) / q[j, S]
         return full
 
     def q_and_multipliers(self, y, modes):
@@ -536,12 +538,91 @@ def softplus_flow(
     return np.stack([w for w, _ in states]), np.stack([a for _, a in states])
 
 
+#: problems of ``random_problem`` that are solved without ambiguity, resting pairs or narrow decisions:
+#: {seed: (t_end, events, of which begin to slide)}; solves at rtol 1e-12 and 1e-10 agree within 5e-11
+SEEDS = {
+    0: (15.0, 21, 3),
+    2: (16.0, 21, 3),
+    3: (14.0, 34, 1),
+    4: (20.0, 49, 12),
+    5: (26.0, 24, 1),
+    6: (17.0, 26, 8),
+    8: (30.0, 23, 5),
+    9: (16.0, 28, 6),
+    10: (14.0, 37, 5),
+    12: (29.0, 43, 9),
+    13: (27.0, 60, 11),
+    14: (17.0, 20, 7),
+    16: (19.0, 37, 10),
+    17: (13.0, 11, 1),
+    18: (25.0, 34, 6),
+    19: (29.0, 24, 4),
+    20: (19.0, 19, 0),
+    21: (22.0, 19, 2),
+    22: (14.0, 43, 4),
+    24: (18.0, 9, 1),
+    25: (10.0, 21, 5),
+    26: (14.0, 64, 8),
+    28: (28.0, 19, 3),
+    29: (20.0, 34, 5),
+    30: (19.0, 10, 4),
+    31: (11.0, 23, 5),
+    32: (22.0, 39, 8),
+    33: (21.0, 42, 1),
+    36: (18.0, 8, 0),
+    37: (23.0, 30, 10),
+    39: (21.0, 23, 2),
+    40: (24.0, 26, 7),
+    41: (26.0, 42, 11),
+    43: (10.0, 38, 10),
+    44: (15.0, 23, 6),
+    45: (21.0, 45, 12),
+    46: (11.0, 18, 4),
+    49: (22.0, 14, 4),
+    51: (16.0, 60, 19),
+    52: (22.0, 31, 4),
+    53: (25.0, 47, 9),
+    55: (28.0, 65, 17),
+    58: (28.0, 25, 7),
+    59: (27.0, 74, 23),
+    60: (10.0, 9, 4),
+    61: (26.0, 56, 8),
+    62: (25.0, 22, 5),
+    63: (30.0, 58, 9),
+    64: (20.0, 29, 8),
+    66: (24.0, 46, 10),
+    67: (12.0, 60, 15),
+    68: (27.0, 25, 2),
+    70: (25.0, 24, 4),
+    71: (21.0, 27, 3),
+    73: (16.0, 19, 7),
+    75: (13.0, 25, 4),
+    76: (30.0, 32, 10),
+    77: (21.0, 35, 5),
+    78: (29.0, 24, 7),
+    80: (10.0, 15, 1),
+    81: (14.0, 2, 1),
+    82: (27.0, 51, 13),
+    83: (10.0, 27, 2),
+    84: (28.0, 40, 14),
+    85: (19.0, 29, 5),
+    86: (13.0, 27, 6),
+    87: (26.0, 27, 2),
+    89: (26.0, 22, 3),
+    91: (29.0, 33, 6),
+    92: (11.0, 28, 4),
+    95: (29.0, 17, 6),
+    97: (19.0, 5, 1),
+    99: (21.0, 76, 14),
+}
+
+
 def random_problem(seed):
     """A small problem: linear teacher plus noise, Gaussian inputs, small start; a namespace.
 
-    ``W, A, X, Y, t_end`` and ``options`` for ``solve``. By the remainder of the seed modulo 8: 0, 1 start
-    from plain Gaussian weights, the others balanced (|a_j| = ||w_j||); 3 has a fixed outer layer, 4 the logistic
-    loss, 5 a leaky slope, 6 weight decay, 7 two outputs.
+    ``W, A, X, Y, t_end`` and ``options`` for ``solve``. By the remainder of the seed modulo 8: 0, 1
+    start from plain Gaussian weights, the others balanced (|a_j| = ||w_j||); 3 has a fixed outer layer (1/2),
+    4 the logistic loss, 5 a leaky slope, 6 weight decay, 7 two outputs.
     """
     rng = np.random.default_rng(seed)
     case = seed % 8

@@ -74,7 +74,7 @@ class Output(NamedTuple):
 def new_state(theta0: Floats, t0: float, tableau: Tableau) -> State:
     """The state in which an integration starts."""
     size, stages = theta0.size, len(tableau.node)
-    kept = int(np.clip(2**22 // size, 8, _MOST_CHECKPOINTS))
+    kept = min(max(2**22 // size, 8), _MOST_CHECKPOINTS)
     clock, counters = np.zeros(7), np.zeros(9, dtype=np.int64)
     clock[T] = clock[T_BEFORE] = t0
     clock[ERROR_BEFORE] = 1.0

@@ -307,3 +307,9 @@ def test_a_stopped_dense_run_with_observers_keeps_all_of_it():
     run = flow(SCALAR, 6.0, observe="loss", dense=True, stop=lambda t, theta: t > 1.0)
     assert run.status.code == "stopped" and len(run["loss"]) == len(run.t)
     np.testing.assert_allclose(run.at(run.t[-1]), run.end, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-30, 1e-200])
+def test_the_default_atol_follows_the_size_of_the_start(size):
+    run = gflow.flow(SCALAR.model, SCALAR.problem, [size, size], 1e-3, rtol=1e-8)
+    assert run.spec["atol"] == pytest.approx(1e-8 * 1e-3 * size, rel=1e-12)
