@@ -6,14 +6,15 @@ compiled once for all models, and its machine code is served from numba's
 on-disk cache in later processes.
 
 Cache policy.  Numba notices an edit of the file that a cached function stands in,
-but not of the files whose functions it calls.  A family's kernels therefore live
-in one file, and so does each solver with its helpers; everything else reaches
-compiled code as an argument.
+but not of the files whose functions it calls, and would go on to serve the old
+physics.  ``kernel`` therefore binds the cache to the sources of all kernels.
 """
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -35,9 +36,31 @@ ARGUMENTS = {
     "hvp": "(t, theta, v, data, dims, work, out) -> None",
 }
 
-#: The decorator of all compiled code.  Nothing is compiled before the first call; the
-#: interpreter lock is released, so that a progress display goes on during long calls.
-kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+def _house_stamp() -> str:
+    """Hash of the sources of all kernels."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+_STAMP = _house_stamp()
+
+
+def kernel(function: Any = None, **options: Any) -> Any:
+    """The decorator of all compiled code.
+
+    Nothing is compiled before the first call; the interpreter lock is released, so that a progress
+    display goes on during long calls.  The cached code is bound to the sources of *all* kernels, where
+    numba alone would look at the function's own file only.
+    """
+    if function is None:
+        return lambda f: kernel(f, **options)
+    dispatcher = numba.njit(cache=True, nogil=True, error_model="numpy", **options)(function)
+    file = dispatcher._cache._cache_file
+    file._source_stamp = (file._source_stamp, _STAMP)
+    return dispatcher
 
 
 class Kernel:

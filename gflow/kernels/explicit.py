@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,6 +29,8 @@ FINISHED, PAUSED, BLOCK_FULL, MAX_STEPS, STEP_TOO_SMALL, NON_FINITE = range(6)
 T, H, ERROR_BEFORE, DISSIPATION, T_BEFORE, H_BEFORE, DISSIPATION_BEFORE = range(7)
 # ... in State.counters ...
 ACCEPTED, REJECTED, GRADIENTS, STARTED, FRESH, EXTRA_DONE, STRIDE, CHECKPOINTS, REJECTED_LAST = range(9)
+# What State.counters[FRESH] says of the first stage: in place; to be copied from the last; to be computed.
+SETTLED, STEPPED, MOVED = range(3)
 # ... and in Output.cursor.
 SAVED, HISTORY, DENSE = range(3)
 
@@ -134,7 +135,7 @@ def _combine(out, theta, h, stages, index, weight, row, count):
             out[i] += a * stages[k, i]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
+@kernel(fastmath={"reassoc"})
 def _squared_norm(error, theta, theta_new, rtol, atol):
     """Sum of (error / (atol + rtol max(|theta|, |theta_new|)))^2, in vector registers."""
     total = 0.0
@@ -364,11 +365,14 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
         if cursor[DENSE] == dense_times.shape[0] and dense_times.shape[0] > 0:
             return BLOCK_FULL
 
-        if counters[FRESH]:
+        if counters[FRESH] == STEPPED:
             for i in range(size):
                 stages[0, i] = stages[last, i]
             slopes[0] = slopes[last]
-            counters[FRESH] = 0
+        elif counters[FRESH] == MOVED:
+            _field(gradient, clock[T], theta, data, dims, work, g, stages, slopes, 0)
+            counters[GRADIENTS] += 1
+        counters[FRESH] = SETTLED
         if not np.isfinite(slopes[0]):
             return NON_FINITE
         t, h = clock[T], clock[H]
@@ -420,8 +424,10 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
             theta_before[i] = theta[i]
             theta[i] = theta_new[i]
         counters[ACCEPTED] += 1
-        counters[FRESH], counters[EXTRA_DONE], counters[REJECTED_LAST] = 1, 0, 0
+        counters[FRESH], counters[EXTRA_DONE], counters[REJECTED_LAST] = STEPPED, 0, 0
         if counters[ACCEPTED] % counters[STRIDE] == 0:
             _keep_checkpoint(state)
         if dense_times.shape[0] > 0:
             _store_dense(gradient, data, dims, work, tableau, state, output)
+        if budget <= 0:
+            return PAUSED  # before saving: what drives this loop may cut the step short

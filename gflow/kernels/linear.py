@@ -25,75 +25,12 @@ from __future__ import annotations
 import numpy as np
 
 from gflow.kernels.abi import kernel
+from gflow.kernels.products import mul, mul_nt, mul_tn
 
 COVARIANCE, SAMPLES, FACTORIZATION, SENSING, COMPLETION = range(5)
 
 _HEADER = 3
 _WIDTHS = 5
-# Below this many multiplications a plain loop beats the call of a BLAS routine (measured).
-_SMALL = 128
-
-
-@kernel
-def _matrix(flat, start, rows, cols):
-    return flat[start : start + rows * cols].reshape(rows, cols)
-
-
-@kernel
-def _mul_blas(a, i0, b, j0, out, k0, rows, inner, cols):
-    np.dot(_matrix(a, i0, rows, inner), _matrix(b, j0, inner, cols), _matrix(out, k0, rows, cols))
-
-
-@kernel
-def _mul(a, i0, b, j0, out, k0, rows, inner, cols):
-    """out = a b for matrices (rows, inner) and (inner, cols) that start at i0, j0, k0 of flat arrays."""
-    if rows * inner * cols > _SMALL:
-        _mul_blas(a, i0, b, j0, out, k0, rows, inner, cols)
-        return
-    for i in range(rows):
-        for j in range(cols):
-            x = 0.0
-            for l in range(inner):
-                x += a[i0 + i * inner + l] * b[j0 + l * cols + j]
-            out[k0 + i * cols + j] = x
-
-
-@kernel
-def _mul_tn_blas(a, i0, b, j0, out, k0, rows, inner, cols):
-    np.dot(_matrix(a, i0, inner, rows).T, _matrix(b, j0, inner, cols), _matrix(out, k0, rows, cols))
-
-
-@kernel
-def _mul_tn(a, i0, b, j0, out, k0, rows, inner, cols):
-    """out = a^T b for matrices (inner, rows) and (inner, cols)."""
-    if rows * inner * cols > _SMALL:
-        _mul_tn_blas(a, i0, b, j0, out, k0, rows, inner, cols)
-        return
-    for i in range(rows):
-        for j in range(cols):
-            x = 0.0
-            for l in range(inner):
-                x += a[i0 + l * rows + i] * b[j0 + l * cols + j]
-            out[k0 + i * cols + j] = x
-
-
-@kernel
-def _mul_nt_blas(a, i0, b, j0, out, k0, rows, inner, cols):
-    np.dot(_matrix(a, i0, rows, inner), _matrix(b, j0, cols, inner).T, _matrix(out, k0, rows, cols))
-
-
-@kernel
-def _mul_nt(a, i0, b, j0, out, k0, rows, inner, cols):
-    """out = a b^T for matrices (rows, inner) and (cols, inner)."""
-    if rows * inner * cols > _SMALL:
-        _mul_nt_blas(a, i0, b, j0, out, k0, rows, inner, cols)
-        return
-    for i in range(rows):
-        for j in range(cols):
-            x = 0.0
-            for l in range(inner):
-                x += a[i0 + i * inner + l] * b[j0 + j * inner + l]
-            out[k0 + i * cols + j] = x
 
 
 @kernel
@@ -124,14 +61,14 @@ def _residual_derivative(work, p, d, data, dims, rest):
     scale, size = 2.0 * data[0], outputs * _columns(dims)
     if objective == COVARIANCE:
         cross = _HEADER + inputs * inputs
-        _mul(work, p, data, _HEADER, work, d, outputs, inputs, inputs)
+        mul(work, p, data, _HEADER, work, d, outputs, inputs, inputs)
         for i in range(size):
             work[d + i] = scale * (work[d + i] - data[cross + i])
     elif objective == SENSING:
-        _mul(data, _HEADER, work, p, work, rest, m, size, 1)
+        mul(data, _HEADER, work, p, work, rest, m, size, 1)
         for i in range(m):
             work[rest + i] = scale * (work[rest + i] - data[_HEADER + m * size + i])
-        _mul_tn(data, _HEADER, work, rest, work, d, size, m, 1)
+        mul_tn(data, _HEADER, work, rest, work, d, size, m, 1)
     elif objective == COMPLETION:
         for i in range(size):
             observed = data[_HEADER + size + i]
@@ -148,14 +85,14 @@ def _residual_tangent(work, q, e, data, dims, rest):
     objective, inputs, outputs, m = dims[0], dims[1], dims[2], dims[3]
     scale, size = 2.0 * data[0], outputs * _columns(dims)
     if objective == COVARIANCE:
-        _mul(work, q, data, _HEADER, work, e, outputs, inputs, inputs)
+        mul(work, q, data, _HEADER, work, e, outputs, inputs, inputs)
         for i in range(size):
             work[e + i] *= scale
     elif objective == SENSING:
-        _mul(data, _HEADER, work, q, work, rest, m, size, 1)
+        mul(data, _HEADER, work, q, work, rest, m, size, 1)
         for i in range(m):
             work[rest + i] *= scale
-        _mul_tn(data, _HEADER, work, rest, work, e, size, m, 1)
+        mul_tn(data, _HEADER, work, rest, work, e, size, m, 1)
     elif objective == COMPLETION:
         for i in range(size):
             work[e + i] = scale * data[_HEADER + size + i] * work[q + i]
@@ -172,11 +109,11 @@ def _output_loss(theta, work, p, data, dims, rest):
     total = 0.0
     if objective == COVARIANCE:
         root = _HEADER + inputs * (inputs + outputs)
-        _mul_nt(work, p, data, root, work, rest, outputs, inputs, inputs)
+        mul_nt(work, p, data, root, work, rest, outputs, inputs, inputs)
         for i in range(size):
             total += (work[rest + i] - data[root + inputs * inputs + i]) ** 2
     elif objective == SENSING:
-        _mul(data, _HEADER, work, p, work, rest, m, size, 1)
+        mul(data, _HEADER, work, p, work, rest, m, size, 1)
         for i in range(m):
             total += (work[rest + i] - data[_HEADER + m * size + i]) ** 2
     elif objective == COMPLETION:
@@ -210,9 +147,9 @@ def _forward(theta, data, dims, work):
     for layer in range(dims[4]):
         cols, rows = dims[_WIDTHS + layer], dims[_WIDTHS + layer + 1]
         if layer > 0:
-            _mul(theta, weight, work, previous, work, store, rows, cols, columns)
+            mul(theta, weight, work, previous, work, store, rows, cols, columns)
         elif dims[0] == SAMPLES:
-            _mul(theta, weight, data, _HEADER, work, store, rows, cols, columns)
+            mul(theta, weight, data, _HEADER, work, store, rows, cols, columns)
         else:
             _copy(theta, weight, work, store, rows * cols)
         previous = store
@@ -250,11 +187,11 @@ def gradient(t, theta, data, dims, work, out):
         weight -= rows * cols
         store -= rows * columns
         if layer > 0:
-            _mul_nt(work, d, work, store - cols * columns, out, weight, rows, columns, cols)
-            _mul_tn(theta, weight, work, d, work, d_below, cols, rows, columns)
+            mul_nt(work, d, work, store - cols * columns, out, weight, rows, columns, cols)
+            mul_tn(theta, weight, work, d, work, d_below, cols, rows, columns)
             d, d_below = d_below, d
         elif dims[0] == SAMPLES:
-            _mul_nt(work, d, data, _HEADER, out, weight, rows, columns, cols)
+            mul_nt(work, d, data, _HEADER, out, weight, rows, columns, cols)
         else:
             _copy(work, d, out, weight, rows * cols)
     _add_decay(theta, data, out)
@@ -272,11 +209,11 @@ def hvp(t, theta, v, data, dims, work, out):
     for layer in range(dims[4]):
         cols, rows = dims[_WIDTHS + layer], dims[_WIDTHS + layer + 1]
         if layer > 0:
-            _mul(v, weight, work, previous - span, work, store, rows, cols, columns)
-            _mul(theta, weight, work, previous, work, rest, rows, cols, columns)
+            mul(v, weight, work, previous - span, work, store, rows, cols, columns)
+            mul(theta, weight, work, previous, work, rest, rows, cols, columns)
             _add(work, rest, work, store, rows * columns)
         elif dims[0] == SAMPLES:
-            _mul(v, weight, data, _HEADER, work, store, rows, cols, columns)
+            mul(v, weight, data, _HEADER, work, store, rows, cols, columns)
         else:
             _copy(v, weight, work, store, rows * cols)
         previous = store
@@ -292,17 +229,17 @@ def hvp(t, theta, v, data, dims, work, out):
         store -= rows * columns
         if layer > 0:
             below = store - cols * columns
-            _mul_nt(work, e, work, below, out, weight, rows, columns, cols)
-            _mul_nt(work, d, work, span + below, work, rest, rows, columns, cols)
+            mul_nt(work, e, work, below, out, weight, rows, columns, cols)
+            mul_nt(work, d, work, span + below, work, rest, rows, columns, cols)
             _add(work, rest, out, weight, rows * cols)
-            _mul_tn(theta, weight, work, e, work, e_below, cols, rows, columns)
-            _mul_tn(v, weight, work, d, work, rest, cols, rows, columns)
+            mul_tn(theta, weight, work, e, work, e_below, cols, rows, columns)
+            mul_tn(v, weight, work, d, work, rest, cols, rows, columns)
             _add(work, rest, work, e_below, cols * columns)
-            _mul_tn(theta, weight, work, d, work, d_below, cols, rows, columns)
+            mul_tn(theta, weight, work, d, work, d_below, cols, rows, columns)
             d, d_below = d_below, d
             e, e_below = e_below, e
         elif dims[0] == SAMPLES:
-            _mul_nt(work, e, data, _HEADER, out, weight, rows, columns, cols)
+            mul_nt(work, e, data, _HEADER, out, weight, rows, columns, cols)
         else:
             _copy(work, e, out, weight, rows * cols)
     _add_decay(v, data, out)
@@ -322,7 +259,7 @@ def _symmetric_output(work, w, p, data, dims):
     """Write the output of the map w to p: W itself, or W X^T when the objective is on samples."""
     size = dims[_WIDTHS]
     if dims[0] == SAMPLES:
-        _mul(work, w, data, _HEADER, work, p, size, size, dims[3])
+        mul(work, w, data, _HEADER, work, p, size, size, dims[3])
     else:
         _copy(work, w, work, p, size * size)
 
@@ -332,7 +269,7 @@ def _symmetric_pull(work, d, w, data, dims):
     """Write G + G^T to w, where G = dL/dW comes from d = dL/dp."""
     size = dims[_WIDTHS]
     if dims[0] == SAMPLES:
-        _mul_nt(work, d, data, _HEADER, work, w, size, dims[3], size)
+        mul_nt(work, d, data, _HEADER, work, w, size, dims[3], size)
     else:
         _copy(work, d, work, w, size * size)
     _symmetrise(work, w, size)
@@ -353,7 +290,7 @@ def symmetric_loss(t, theta, data, dims, work):
     """Loss of W = U U^T."""
     size, rank, columns = dims[_WIDTHS], dims[_WIDTHS + 1], _columns(dims)
     p = size * size
-    _mul_nt(theta, 0, theta, 0, work, 0, size, rank, size)
+    mul_nt(theta, 0, theta, 0, work, 0, size, rank, size)
     _symmetric_output(work, 0, p, data, dims)
     return _output_loss(theta, work, p, data, dims, p + size * columns)
 
@@ -364,11 +301,11 @@ def symmetric_gradient(t, theta, data, dims, work, out):
     size, rank, columns = dims[_WIDTHS], dims[_WIDTHS + 1], _columns(dims)
     p = size * size
     d = p + size * columns
-    _mul_nt(theta, 0, theta, 0, work, 0, size, rank, size)
+    mul_nt(theta, 0, theta, 0, work, 0, size, rank, size)
     _symmetric_output(work, 0, p, data, dims)
     _residual_derivative(work, p, d, data, dims, d + size * columns)
     _symmetric_pull(work, d, 0, data, dims)
-    _mul(work, 0, theta, 0, out, 0, size, size, rank)
+    mul(work, 0, theta, 0, out, 0, size, size, rank)
     _add_decay(theta, data, out)
 
 
@@ -379,17 +316,17 @@ def symmetric_hvp(t, theta, v, data, dims, work, out):
     w, dw = 0, size * size
     p, d = 2 * size * size, 2 * size * size + size * columns
     rest = d + size * columns
-    _mul_nt(theta, 0, theta, 0, work, w, size, rank, size)
+    mul_nt(theta, 0, theta, 0, work, w, size, rank, size)
     _symmetric_output(work, w, p, data, dims)
     _residual_derivative(work, p, d, data, dims, rest)
     _symmetric_pull(work, d, w, data, dims)
-    _mul_nt(theta, 0, v, 0, work, dw, size, rank, size)
+    mul_nt(theta, 0, v, 0, work, dw, size, rank, size)
     _symmetrise(work, dw, size)
     _symmetric_output(work, dw, p, data, dims)
     _residual_tangent(work, p, d, data, dims, rest)
     _symmetric_pull(work, d, dw, data, dims)
-    _mul(work, dw, theta, 0, out, 0, size, size, rank)
-    _mul(work, w, v, 0, work, rest, size, size, rank)
+    mul(work, dw, theta, 0, out, 0, size, size, rank)
+    mul(work, w, v, 0, work, rest, size, size, rank)
     _add(work, rest, out, 0, size * rank)
     _add_decay(v, data, out)
 

@@ -233,8 +233,8 @@ def test_agrees_with_the_smoothed_flow_to_first_order_in_its_width(seed):
 
 
 @pytest.mark.parametrize("seed", [11, 74])
-def test_listed_seeds(seed):
-    """Those that are not listed rest on a kink, or come near to what cannot be told."""
+def test_seeds_that_are_not_listed(seed):
+    """Among them are those in which a neuron comes to rest on a kink."""
     assert seed not in SEEDS
     _, run = solved(seed)
     assert run.resting

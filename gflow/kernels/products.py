@@ -1,0 +1,75 @@
+"""Products of matrices that lie in flat arrays, given by their offsets.
+
+Views cost numba more than the arithmetic of a small product, so that small ones are plain loops.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gflow.kernels.abi import kernel
+
+# Below this many multiplications a plain loop beats the call of a BLAS routine (measured).
+_SMALL = 128
+
+
+@kernel
+def _matrix(flat, start, rows, cols):
+    return flat[start : start + rows * cols].reshape(rows, cols)
+
+
+@kernel
+def _mul_blas(a, i0, b, j0, out, k0, rows, inner, cols):
+    np.dot(_matrix(a, i0, rows, inner), _matrix(b, j0, inner, cols), _matrix(out, k0, rows, cols))
+
+
+@kernel
+def mul(a, i0, b, j0, out, k0, rows, inner, cols):
+    """out = a b for matrices (rows, inner) and (inner, cols) that start at i0, j0, k0 of flat arrays."""
+    if rows * inner * cols > _SMALL:
+        _mul_blas(a, i0, b, j0, out, k0, rows, inner, cols)
+        return
+    for i in range(rows):
+        for j in range(cols):
+            x = 0.0
+            for l in range(inner):
+                x += a[i0 + i * inner + l] * b[j0 + l * cols + j]
+            out[k0 + i * cols + j] = x
+
+
+@kernel
+def _mul_tn_blas(a, i0, b, j0, out, k0, rows, inner, cols):
+    np.dot(_matrix(a, i0, inner, rows).T, _matrix(b, j0, inner, cols), _matrix(out, k0, rows, cols))
+
+
+@kernel
+def mul_tn(a, i0, b, j0, out, k0, rows, inner, cols):
+    """out = a^T b for matrices (inner, rows) and (inner, cols)."""
+    if rows * inner * cols > _SMALL:
+        _mul_tn_blas(a, i0, b, j0, out, k0, rows, inner, cols)
+        return
+    for i in range(rows):
+        for j in range(cols):
+            x = 0.0
+            for l in range(inner):
+                x += a[i0 + l * rows + i] * b[j0 + l * cols + j]
+            out[k0 + i * cols + j] = x
+
+
+@kernel
+def _mul_nt_blas(a, i0, b, j0, out, k0, rows, inner, cols):
+    np.dot(_matrix(a, i0, rows, inner), _matrix(b, j0, cols, inner).T, _matrix(out, k0, rows, cols))
+
+
+@kernel
+def mul_nt(a, i0, b, j0, out, k0, rows, inner, cols):
+    """out = a b^T for matrices (rows, inner) and (cols, inner)."""
+    if rows * inner * cols > _SMALL:
+        _mul_nt_blas(a, i0, b, j0, out, k0, rows, inner, cols)
+        return
+    for i in range(rows):
+        for j in range(cols):
+            x = 0.0
+            for l in range(inner):
+                x += a[i0 + i * inner + l] * b[j0 + j * inner + l]
+            out[k0 + i * cols + j] = x

@@ -1,0 +1,303 @@
+"""Two-layer (leaky) ReLU networks f(x) = A sigma(W x), sigma(z) = z for z > 0 and slope * z below.
+
+Layout
+------
+``theta`` holds W (m, d), or a chain W_1 (m, d), W_2 (m, m), ... whose product is W, then A (k, m).
+``dims`` holds ``[loss, d, k, n, m, train_outer, chain, planes, plane of sample 1, ..., of sample n]``:
+samples whose inputs are parallel share the hyperplane w.u = 0 on which they have their kink.
+``data`` holds ``[factor, weight_decay, slope]``, X^T (d, n), Y^T (k, n), the coefficients c (n,) with
+x_i = c_i u_plane(i), and the unit normals u (planes, d).
+``work`` begins with ``[in a pattern or not]``, the slopes (m, n), the number of planes along which each
+neuron slides (m,), and an orthonormal basis of their normals (m, d, d).  Outside of a pattern the slopes
+are those of the signs, with the slope of the inactive side at zero.  Within one they stay as they are, so
+that loss and gradient are smooth; along sliding planes the velocity of a neuron is projected to zero.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gflow.kernels.abi import kernel
+from gflow.kernels.products import mul, mul_nt, mul_tn
+
+SQUARE, LOGISTIC, EXPONENTIAL, SOFTMAX = range(4)
+
+_HEADER = 3
+PLANES = 8  # where the planes of the samples begin in dims
+
+
+@kernel
+def slopes_at(dims):
+    """Where the slopes begin in ``work``."""
+    return 1
+
+
+@kernel
+def sliding_at(dims):
+    """Where the numbers of sliding planes begin in ``work``."""
+    return 1 + dims[4] * dims[3]
+
+
+@kernel
+def basis_at(dims):
+    """Where the bases of the sliding normals begin in ``work``."""
+    return sliding_at(dims) + dims[4]
+
+
+@kernel
+def scratch_at(dims):
+    """Where free scratch begins in ``work``."""
+    return basis_at(dims) + dims[4] * dims[1] * dims[1]
+
+
+@kernel
+def coefficients_at(dims):
+    """Where the coefficients of the samples begin in ``data``."""
+    return _HEADER + dims[3] * (dims[1] + dims[2])
+
+
+@kernel
+def normals_at(dims):
+    """Where the unit normals of the planes begin in ``data``."""
+    return coefficients_at(dims) + dims[3]
+
+
+@kernel
+def outer_at(dims):
+    """Where the outer layer begins in ``theta``."""
+    return dims[4] * dims[1] + (dims[6] - 1) * dims[4] * dims[4]
+
+
+@kernel
+def _first_layer(theta, dims, work, place):
+    """Write the products of the chain to ``work`` from ``place``; return where W stands there."""
+    d, m, chain = dims[1], dims[4], dims[6]
+    for i in range(m * d):
+        work[place + i] = theta[i]
+    for layer in range(1, chain):
+        mul(theta, m * d + (layer - 1) * m * m, work, place, work, place + m * d, m, m, d)
+        place += m * d
+    return place
+
+
+@kernel
+def _forward(theta, data, dims, work, w, z, f):
+    """Pre-activations times slopes to ``work`` at z (m, n), outputs at f (k, n); slopes by sign if in none."""
+    d, k, n, m = dims[1], dims[2], dims[3], dims[4]
+    slopes = slopes_at(dims)
+    mul(work, w, data, _HEADER, work, z, m, d, n)
+    if work[0] == 0.0:
+        for i in range(m * n):
+            work[slopes + i] = 1.0 if work[z + i] > 0.0 else data[2]
+    for i in range(m * n):
+        work[z + i] *= work[slopes + i]
+    mul(theta, outer_at(dims), work, z, work, f, k, m, n)
+
+
+@kernel
+def _loss_derivative(data, dims, work, f, out):
+    """Derivative of the loss by the outputs, from ``work`` at f to ``work`` at out, both (k, n)."""
+    d, k, n = dims[1], dims[2], dims[3]
+    y, factor = _HEADER + d * n, data[0]
+    if dims[0] == SQUARE:
+        for i in range(k * n):
+            work[out + i] = 2.0 * factor * (work[f + i] - data[y + i])
+    elif dims[0] == LOGISTIC:
+        for i in range(n):
+            label = data[y + i]
+            work[out + i] = -factor * label / (1.0 + np.exp(label * work[f + i]))
+    elif dims[0] == EXPONENTIAL:
+        for i in range(n):
+            label = data[y + i]
+            work[out + i] = -factor * label * np.exp(-label * work[f + i])
+    else:
+        for i in range(n):
+            top = work[f + i]
+            for a in range(1, k):
+                top = max(top, work[f + a * n + i])
+            total = 0.0
+            for a in range(k):
+                total += np.exp(work[f + a * n + i] - top)
+            for a in range(k):
+                p = np.exp(work[f + a * n + i] - top) / total
+                work[out + a * n + i] = factor * (p - data[y + a * n + i])
+
+
+@kernel
+def loss(t, theta, data, dims, work):
+    """Loss of a two-layer ReLU network."""
+    d, k, n, m, chain = dims[1], dims[2], dims[3], dims[4], dims[6]
+    place = scratch_at(dims)
+    w = _first_layer(theta, dims, work, place)
+    z = place + chain * m * d
+    f = z + m * n
+    _forward(theta, data, dims, work, w, z, f)
+    y = _HEADER + d * n
+    total = 0.0
+    if dims[0] == SQUARE:
+        for i in range(k * n):
+            total += (work[f + i] - data[y + i]) ** 2
+    elif dims[0] == LOGISTIC:
+        for i in range(n):
+            margin = data[y + i] * work[f + i]
+            total += np.log1p(np.exp(-abs(margin))) + max(-margin, 0.0)
+    elif dims[0] == EXPONENTIAL:
+        for i in range(n):
+            total += np.exp(-data[y + i] * work[f + i])
+    else:
+        for i in range(n):
+            top, right = work[f + i], 0.0
+            for a in range(1, k):
+                top = max(top, work[f + a * n + i])
+            partition = 0.0
+            for a in range(k):
+                partition += np.exp(work[f + a * n + i] - top)
+                right += data[y + a * n + i] * (work[f + a * n + i] - top)
+            total += np.log(partition) - right
+    total *= data[0]
+    if data[1] != 0.0:
+        square = 0.0
+        for i in range(theta.size if dims[5] else outer_at(dims)):
+            square += theta[i] * theta[i]
+        total += 0.5 * data[1] * square
+    return total
+
+
+@kernel
+def _finish(theta, data, dims, work, out):
+    """Weight decay, a fixed outer layer, and no motion off the sliding planes."""
+    d, m, outer = dims[1], dims[4], outer_at(dims)
+    if data[1] != 0.0:
+        for i in range(theta.size):
+            out[i] += data[1] * theta[i]
+    if not dims[5]:
+        for i in range(outer, theta.size):
+            out[i] = 0.0
+    if work[0] == 0.0:
+        return
+    count, basis = sliding_at(dims), basis_at(dims)
+    for j in range(m):
+        for q in range(int(work[count + j])):
+            b = basis + (j * d + q) * d
+            along = 0.0
+            for l in range(d):
+                along += work[b + l] * out[j * d + l]
+            for l in range(d):
+                out[j * d + l] -= along * work[b + l]
+
+
+@kernel
+def gradient(t, theta, data, dims, work, out):
+    """Gradient of a two-layer ReLU network; within a pattern, of its smooth continuation."""
+    d, k, n, m, chain = dims[1], dims[2], dims[3], dims[4], dims[6]
+    place = scratch_at(dims)
+    w = _first_layer(theta, dims, work, place)
+    z = place + chain * m * d
+    f = z + m * n
+    derivative = f + k * n
+    back = derivative + k * n
+    outer, slopes = outer_at(dims), slopes_at(dims)
+    _forward(theta, data, dims, work, w, z, f)
+    _loss_derivative(data, dims, work, f, derivative)
+    mul_tn(theta, outer, work, derivative, work, back, m, k, n)
+    for i in range(m * n):
+        work[back + i] *= work[slopes + i]
+    mul_nt(work, derivative, work, z, out, outer, k, n, m)
+    if chain == 1:
+        mul_nt(work, back, data, _HEADER, out, 0, m, n, d)
+    else:
+        here, there = back + m * n, back + m * n + m * d
+        mul_nt(work, back, data, _HEADER, work, here, m, n, d)
+        for layer in range(chain - 1, 0, -1):
+            weight = m * d + (layer - 1) * m * m
+            below = place + (layer - 1) * m * d
+            mul_nt(work, here, work, below, out, weight, m, d, m)
+            mul_tn(theta, weight, work, here, work, there, m, m, d)
+            here, there = there, here
+        for i in range(m * d):
+            out[i] = work[here + i]
+    _finish(theta, data, dims, work, out)
+
+
+@kernel
+def hvp(t, theta, v, data, dims, work, out):
+    """Hessian times v inside the pattern of theta, for a first layer of one matrix."""
+    d, k, n, m = dims[1], dims[2], dims[3], dims[4]
+    w = scratch_at(dims)
+    z = w + m * d
+    f = z + m * n
+    derivative = f + k * n
+    dz = derivative + k * n
+    df = dz + m * n
+    change = df + k * n
+    back = change + k * n
+    rest = back + m * n
+    outer, slopes = outer_at(dims), slopes_at(dims)
+    _first_layer(theta, dims, work, w)
+    _forward(theta, data, dims, work, w, z, f)
+    _loss_derivative(data, dims, work, f, derivative)
+    trained = 1.0 if dims[5] else 0.0
+    mul(v, 0, data, _HEADER, work, dz, m, d, n)
+    for i in range(m * n):
+        work[dz + i] *= work[slopes + i]
+    mul(theta, outer, work, dz, work, df, k, m, n)
+    mul(v, outer, work, z, work, rest, k, m, n)
+    for i in range(k * n):
+        work[df + i] += trained * work[rest + i]
+    y, factor = _HEADER + d * n, data[0]
+    for i in range(n):
+        if dims[0] == SQUARE:
+            for a in range(k):
+                work[change + a * n + i] = 2.0 * factor * work[df + a * n + i]
+        elif dims[0] == LOGISTIC:
+            half = np.cosh(0.5 * min(abs(work[f + i]), 700.0))
+            work[change + i] = factor * work[df + i] / (4.0 * half * half)
+        elif dims[0] == EXPONENTIAL:
+            work[change + i] = factor * np.exp(-data[y + i] * work[f + i]) * work[df + i]
+        else:
+            mean = 0.0
+            for a in range(k):
+                p = work[derivative + a * n + i] / factor + data[y + a * n + i]
+                mean += p * work[df + a * n + i]
+            for a in range(k):
+                p = work[derivative + a * n + i] / factor + data[y + a * n + i]
+                work[change + a * n + i] = factor * p * (work[df + a * n + i] - mean)
+    mul_tn(theta, outer, work, change, work, back, m, k, n)
+    mul_tn(v, outer, work, derivative, work, rest, m, k, n)
+    for i in range(m * n):
+        work[back + i] = (work[back + i] + trained * work[rest + i]) * work[slopes + i]
+    mul_nt(work, back, data, _HEADER, out, 0, m, n, d)
+    mul_nt(work, change, work, z, out, outer, k, n, m)
+    mul_nt(work, derivative, work, dz, work, rest, k, n, m)
+    for i in range(k * m):
+        out[outer + i] += work[rest + i]
+    _finish(v, data, dims, work, out)
+
+
+@kernel
+def forces(theta, data, dims, work, out):
+    """Write beta (m, n), the pull of each active sample on each neuron: dw_j/dt = sum_i slope_ji beta_ji x_i."""
+    d, k, n, m = dims[1], dims[2], dims[3], dims[4]
+    w = scratch_at(dims)
+    z = w + m * d
+    f = z + m * n
+    derivative = f + k * n
+    _first_layer(theta, dims, work, w)
+    _forward(theta, data, dims, work, w, z, f)
+    _loss_derivative(data, dims, work, f, derivative)
+    mul_tn(theta, outer_at(dims), work, derivative, out, 0, m, k, n)
+    for i in range(m * n):
+        out[i] = -out[i]
+
+
+@kernel
+def heights(theta, data, dims, out):
+    """Write w_j . u_p (m, planes), the switching functions."""
+    mul_nt(theta, 0, data, normals_at(dims), out, 0, dims[4], dims[1], dims[7])
+
+
+def work_size(dims: np.ndarray) -> int:
+    """Length of the scratch array that the kernels need."""
+    _, d, k, n, m, _, chain = (int(x) for x in dims[:7])
+    pattern = 1 + m * n + m + m * d * d
+    return pattern + chain * m * d + 3 * m * n + 5 * k * n + max(2 * m * d, m * n, k * n, k * m)
