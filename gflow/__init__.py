@@ -1,4 +1,4 @@
-"""gflow: the exact gradient flow of linear networks, held against theory.
+"""gflow: the exact gradient flow of linear and two-layer ReLU networks, held against theory.
 
 The public names load on first use: importing gflow compiles nothing and draws nothing.
 """
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gflow.comparison import compare
     from gflow.integrate import descend, flow, load
     from gflow.models.linear import DeepLinear, Symmetric
+    from gflow.models.relu import TwoLayerReLU
     from gflow.problem import Problem
     from gflow.trajectory import Status, Trajectory
 
@@ -21,6 +22,7 @@ _HOME = {
     "Problem": "gflow.problem",
     "DeepLinear": "gflow.models.linear",
     "Symmetric": "gflow.models.linear",
+    "TwoLayerReLU": "gflow.models.relu",
     "flow": "gflow.integrate",
     "descend": "gflow.integrate",
     "load": "gflow.integrate",

@@ -37,6 +37,21 @@ def finite_array(name: str, value: Any, shape: Sequence[str | int]) -> NDArray[n
     return array
 
 
+def plain_array(name: str, value: Any, wanted: str) -> NDArray[Any]:
+    """An array of real numbers, as it is and of any shape; entries may be NaN."""
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            if value is None or np.iscomplexobj(array):
+                raise TypeError("not real numbers")
+            array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must be a real array of shape {wanted}; got {value!r:.80} ({error})"
+        ) from error
+    return array
+
+
 def _real(name: str, value: Any, wanted: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not np.isfinite(float(value)):
         raise ValueError(f"{name} must be {wanted}; got {value!r}")
@@ -72,3 +87,21 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
     return value
+
+
+def of_type(name: str, value: Any, kind: type, known_as: str) -> Any:
+    """An object of a class."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be {known_as}; got {type(value).__name__}")
+    return value
+
+
+def generator(name: str, value: Any) -> np.random.Generator:
+    """A random generator, from itself, a seed, or None."""
+    if isinstance(value, np.random.Generator):
+        return value
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 0):
+        raise ValueError(
+            f"{name} must be a whole number >= 0, a numpy.random.Generator or None; got {value!r:.80}"
+        )
+    return np.random.default_rng(None if value is None else int(value))

@@ -1,7 +1,7 @@
 """Claims: a theorem's hypotheses and conclusions as measured numbers, and the verdict on them.
 
 A verdict never claims more than the numerical error allows: every claim is run at two tolerances,
-three when in doubt, and what the runs differ by bounds what they can say.
+three unless the margin is wide, and what the runs differ by bounds what they can say.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from gflow._check import positive
+from gflow._check import of_type, positive
 from gflow.theory.prediction import Hypothesis
 from gflow.trajectory import Status
 
 #: Uncertainty = this × the difference of the runs.
 CAUTION = 10.0
+#: A margin wider than this × the uncertainty needs no third run.
+WIDE = 100.0
 _FINEST = 1e-13
 _EPS = float(np.finfo(float).eps)
 
@@ -27,7 +29,7 @@ class Conclusion:
     """One conclusion of a claim as a measured number against a bound.
 
     Without ``predicted`` the conclusion is ``value <= bound``; with it,
-    ``|value − predicted| <= bound × |predicted|``.
+    ``|value − predicted| <= bound × |predicted|``, or ``|value| <= bound`` where 0 is predicted.
 
     Attributes
     ----------
@@ -52,15 +54,18 @@ class Conclusion:
 
     @property
     def deviation(self) -> float:
-        """What is compared with the bound."""
+        """What is compared with the bound: relative to the predicted value, absolute if that is 0."""
         if self.predicted is None:
             return self.value
-        return abs(self.value - self.predicted) / abs(self.predicted)
+        return abs(self.value - self.predicted) / self._scale
 
     def difference(self, other: Conclusion) -> float:
         """Difference of two runs, in units of the deviation."""
-        scale = 1.0 if self.predicted is None else abs(self.predicted)
-        return abs(self.value - other.value) / scale
+        return abs(self.value - other.value) / self._scale
+
+    @property
+    def _scale(self) -> float:
+        return abs(self.predicted or 1.0)
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,8 @@ class Verdict:
     ----------
     status : str
         ``"holds"``, ``"violated"``, ``"inapplicable"`` (a hypothesis fails) or ``"inconclusive"``
-        (the margin is below the numerical uncertainty, or a run did not finish).
+        (the margin is below the numerical uncertainty, the difference of the runs does not shrink, a run
+        did not finish, or nothing was concluded).
     claim : Claim
     findings : tuple of Finding
         Conclusion by conclusion.
@@ -166,37 +172,52 @@ class Verdict:
 
 
 def check(claim: Claim, rtol: float = 1e-9) -> Verdict:
-    """Run a claim at ``rtol`` and ``rtol / 100`` and judge it; once more, finer, when in doubt.
+    """Run a claim at ``rtol`` and ``rtol / 100`` and judge it; at a third tolerance unless all is clear.
 
     The uncertainty of a conclusion is the larger of ten times the difference of the two finest runs
-    and rounding × amplification; a difference that does not shrink with the tolerance leaves it
-    inconclusive.
+    and rounding × amplification.  Two runs suffice where the margin to the bound is wider than a hundred
+    times the uncertainty, or the runs differ by no more than rounding × amplification.  Otherwise a
+    third run is made (``rtol / 10^4``; at least 1e-13, or ``100 rtol`` where that is reached already),
+    and the conclusion is inconclusive unless the difference shrinks to half or less.
 
     Parameters
     ----------
     claim : Claim
+        What is run, with its hypotheses and conclusions.
     rtol : float
-        Tolerance of the coarsest run, 1e-11 … 1.
+        Tolerance of the first run, 1e-11 ≤ rtol < 1, passed on to ``claim.run``.
 
     Returns
     -------
     Verdict
+        ``"inapplicable"`` where a hypothesis of the finest run fails; ``"violated"`` where one conclusion
+        is; ``"inconclusive"`` where one is, where a run did not finish or where the runs reached other
+        conclusions or none; else ``"holds"``.
+
+    Raises
+    ------
+    ValueError
+        If ``claim`` is not a :class:`Claim`, its ``run`` does not return :class:`Evidence`, or ``rtol``
+        is outside [1e-11, 1).  Errors of ``claim.run`` itself pass through.
     """
+    of_type("claim", claim, Claim, "a gflow.claims.Claim")
     rtol = positive("rtol", rtol)
     if not 1e-11 <= rtol < 1:
         raise ValueError(f"rtol must lie in [1e-11, 1), so that finer runs are possible; got {rtol}")
+
+    def run(tolerance: float) -> Evidence:
+        return of_type("claim.run(rtol)", claim.run(tolerance), Evidence, "a gflow.claims.Evidence")
+
     rtols = [rtol, max(rtol / 100, _FINEST)]
-    runs = [claim.run(r) for r in rtols]
+    runs = [run(r) for r in rtols]
     verdict = _judge(claim, runs, rtols)
-    in_doubt = verdict.status != "inapplicable" and (
-        verdict.status == "inconclusive"
-        or any(
-            abs(f.conclusion.bound - f.conclusion.deviation) < 10 * f.uncertainty for f in verdict.findings
-        )
-    )
-    if in_doubt and rtols[-1] > _FINEST:
-        rtols.append(max(rtols[-1] / 100, _FINEST))
-        runs.append(claim.run(rtols[-1]))
+    if verdict.status == "inconclusive" or any(f.status == "inconclusive" for f in verdict.findings):
+        if rtols[-1] > _FINEST:
+            rtols.append(max(rtols[-1] / 100, _FINEST))
+            runs.append(run(rtols[-1]))
+        else:
+            rtols.insert(0, 100 * rtol)
+            runs.insert(0, run(rtols[0]))
         verdict = _judge(claim, runs, rtols)
     return verdict
 
@@ -213,6 +234,8 @@ def _judge(claim: Claim, runs: Sequence[Evidence], rtols: Sequence[float]) -> Ve
     names = {tuple(c.name for c in run.conclusions) for run in runs}
     if len(names) != 1:
         return verdict("inconclusive", (), "the runs reached different conclusions")
+    if not finest.conclusions:
+        return verdict("inconclusive", (), "the claim has no conclusions")
     findings = tuple(_find([run.conclusions[i] for run in runs]) for i in range(len(finest.conclusions)))
     stopped = [s for run in runs for s in run.statuses if not s.ok]
     if stopped:
@@ -230,14 +253,17 @@ def _find(conclusions: Sequence[Conclusion]) -> Finding:
     finest, rounding = conclusions[-1], _EPS * conclusions[-1].amplification
     differences = [a.difference(b) for a, b in pairwise(conclusions)]
     uncertainty = max(CAUTION * differences[-1], rounding)
+    margin = abs(finest.bound - finest.deviation)
+    settled = (
+        margin > WIDE * uncertainty
+        or differences[-1] <= rounding
+        or (len(differences) > 1 and differences[-1] <= 0.5 * differences[-2])
+    )
+    if not np.isfinite(finest.deviation) or not np.isfinite(uncertainty):
+        return Finding(finest, float("inf"), "inconclusive")
     status = "inconclusive"
-    if not np.isfinite(finest.deviation):
-        return Finding(finest, float("inf"), status)
-    if finest.deviation + uncertainty <= finest.bound:
+    if settled and finest.deviation + uncertainty <= finest.bound:
         status = "holds"
-    elif finest.deviation - uncertainty > finest.bound:
+    elif settled and finest.deviation - uncertainty > finest.bound:
         status = "violated"
-    stuck = len(differences) > 1 and differences[-1] > 0.5 * differences[-2] and differences[-1] > rounding
-    if stuck and abs(finest.bound - finest.deviation) < 100 * CAUTION * differences[-1]:
-        status = "inconclusive"
     return Finding(finest, uncertainty, status)

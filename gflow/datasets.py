@@ -16,12 +16,18 @@ def whiten(X: ArrayLike) -> Array:
     Parameters
     ----------
     X : array (n, d)
+        Inputs, one sample a row; not centred here.
 
     Returns
     -------
     array (n, d)
         X (XᵀX / n)^(−1/2), with the inverse taken on the row space: the inputs stay in their own
-        coordinates (pixels stay pixels), and directions in which X vanishes stay zero.
+        coordinates (pixels stay pixels), and directions in which X vanishes stay zero.  Dimensionless.
+
+    Raises
+    ------
+    ValueError
+        If X is not a finite matrix, or is zero.
     """
     x = finite_array("X", X, ("n", "d"))
     u, s, vt = np.linalg.svd(x, full_matrices=False)
@@ -72,14 +78,19 @@ def hierarchy(levels: int = 3) -> tuple[Array, Array]:
     Parameters
     ----------
     levels : int
-        Levels of branching, 2^levels items and 2^(levels + 1) − 1 properties.
+        Levels of branching ≥ 1: 2^levels items and 2^(levels + 1) − 1 properties.
 
     Returns
     -------
-    X : array (items, items)
-        One-hot items.
-    Y : array (items, properties)
-        1 where the item has the property, node by node from the root down.
+    X : array (2^levels, 2^levels)
+        One-hot items, one a row.
+    Y : array (2^levels, 2^(levels + 1) − 1)
+        1 where the item (row) has the property (column), else 0; node by node from the root down.
+
+    Raises
+    ------
+    ValueError
+        If ``levels`` is not a whole number ≥ 1.
 
     Notes
     -----

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import platform
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,9 @@ from gflow import trajectory as _trajectory
 from gflow._check import finite_array, one_of, positive, positive_int
 from gflow._memory import available_memory, refuse_if_too_large
 from gflow._progress import Progress
-from gflow.kernels import descent, explicit, tableaus
+from gflow.kernels import descent, explicit, piecewise, tableaus
 from gflow.objective import Objective
-from gflow.trajectory import Status, Steps, Trajectory
+from gflow.trajectory import Events, Status, Steps, Trajectory
 
 Array = NDArray[np.float64]
 Observers = (
@@ -45,6 +48,7 @@ def flow(
     atol: float | None = None,
     observe: Observers = None,
     stop: Callable[[float, Array], bool] | None = None,
+    events: bool = True,
     dense: bool = False,
     start: Trajectory | None = None,
     max_steps: int = 1_000_000,
@@ -76,8 +80,12 @@ def flow(
         :mod:`gflow.observe`.  Results: ``trajectory[name]``, NaN at states that an interrupt left unseen.
     stop : callable, optional
         ``stop(t, theta)`` is called after every accepted step; True ends the run there.
+    events : bool
+        For a ReLU network: locate the kinks and follow the exact flow through and along them; the table
+        is ``trajectory.events``.  False takes plain adaptive steps over them, for very wide networks.
     dense : bool
-        Keep the interpolant of every step, for ``trajectory.at(t)``.
+        Keep the interpolant of every step, for ``trajectory.at(t)``.  Steps whose interpolant would be less
+        exact than their end are halved, so that stiff problems take more of them.
     start : Trajectory, optional
         Go on from a trajectory of the same model and problem, with its method and tolerances; the
         result equals the uninterrupted run bit for bit.
@@ -126,11 +134,21 @@ def flow(
         theta, method, rtol, atol = _continued(objective, theta0, start, method, rtol, atol)
         tableau = METHODS[method]()
         state = explicit.State._make(start.state[name].copy() for name in explicit.State._fields)
-    run = _Flow(objective, tableau, state, times, rtol, atol, dense)
+    located = events and hasattr(model, "piecewise")
+    if located and not model.piecewise:
+        raise ValueError(
+            "events must be False for a network with first_depth > 1: there one neuron's kink moves all others"
+        )
+    kind = _PiecewiseFlow if located else _Flow
+    objective.gradient(
+        state.theta
+    )  # what is wrong with a user's kernel shows here: compiled code cannot raise
+    run = kind(objective, tableau, state, times, rtol, atol, dense, None if start is None else start.state)
     watch = _Watch(objective, observers, stop, run.now)
     spec = {
         "model": model, "problem": problem, "theta0": theta, "t": times, "method": method, "rtol": rtol,
-        "atol": atol, "observe": observe, "stop": stop, "dense": dense, "max_steps": max_steps,
+        "atol": atol, "observe": observe, "stop": stop, "events": events, "dense": dense,
+        "max_steps": run.steps_before + max_steps,
     }  # fmt: skip
     outcome = _drive(run, watch, max_steps, progress)
     return run.trajectory(outcome, watch, spec)
@@ -195,6 +213,7 @@ def descend(
         theta, first = start.state["theta"].copy(), int(start.state["step"][0])
         if n_steps <= first:
             raise ValueError(f"n_steps must be above the {first} steps of start; got {n_steps}")
+    objective.gradient(theta)  # what is wrong with a user's kernel shows here: compiled code cannot raise
     run = _Descent(objective, theta, step_size, first, n_steps, save_every)
     watch = _Watch(objective, observers, stop, run.now)
     spec = {
@@ -216,7 +235,7 @@ def load(path: str | Path) -> Trajectory:
         If there is no such file.
     """
     loaded = _trajectory.read(path)
-    return _trajectory.replace(loaded, solve=flow) if loaded.steps is not None else loaded
+    return replace(loaded, solve=flow) if loaded.steps is not None else loaded
 
 
 class _Flow:
@@ -226,7 +245,7 @@ class _Flow:
 
     def __init__(
         self, objective: Objective, tableau: tableaus.Tableau, state: explicit.State,
-        times: Array, rtol: float, atol: float, dense: bool,
+        times: Array, rtol: float, atol: float, dense: bool, before: dict[str, Array] | None = None,
     ) -> None:  # fmt: skip
         self.objective, self.tableau, self.state, self.times = objective, tableau, state, times
         self.rtol, self.atol = rtol, np.full(objective.size, atol)
@@ -236,6 +255,7 @@ class _Flow:
         self.history: list[Array] = []
         self.dense: list[tuple[Array, Array]] = []
         self.keep_dense = dense
+        self.over_kinks = hasattr(objective.model, "piecewise") and not isinstance(self, _PiecewiseFlow)
         self.steps_before = self.steps
         self.total = float(times[-1])
         # a rough cost in units of a nanosecond, for the length of the first stretch
@@ -243,6 +263,9 @@ class _Flow:
         self.first_budget = int(min(max(2e7 / cost, 1), 10_000))
         self._new_history()
         self._new_dense()
+        if before is not None and dense and state.clock[explicit.H_BEFORE] > 0:
+            o = objective
+            explicit.store_dense(o.gradient_kernel, o.data, o.dims, o.work, tableau, state, self.output())
 
     @property
     def steps(self) -> int:
@@ -269,6 +292,11 @@ class _Flow:
     def done(self) -> float:
         return min(self.t, self.total)
 
+    @property
+    def within(self) -> bool:
+        """Whether the end has not been passed."""
+        return self.t <= self.total
+
     def note(self) -> str:
         return f"t = {self.t:.4g}, {self.steps} steps, h = {self.state.clock[explicit.H]:.2g}"
 
@@ -289,14 +317,7 @@ class _Flow:
 
     def advance(self, budget: int, max_steps: int) -> Status | None:
         """Go on for at most ``budget`` steps; the outcome, or None if there is more to do."""
-        o = self.objective
-        output = explicit.Output(
-            self.cursor, self.times, self.theta, self.dissipation, self.history[-1], *self.dense[-1]
-        )
-        code = explicit.advance(
-            o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, output,
-            self.rtol, self.atol, budget, self.steps_before + max_steps,
-        )  # fmt: skip
+        code = self._advance(self.output(), budget, self.steps_before + max_steps)
         if code == explicit.BLOCK_FULL:
             if self.cursor[explicit.HISTORY] == len(self.history[-1]):
                 self._new_history()
@@ -310,9 +331,23 @@ class _Flow:
             return None
         return self._outcome(code, max_steps)
 
+    def output(self) -> explicit.Output:
+        """Where the compiled loop writes."""
+        return explicit.Output(
+            self.cursor, self.times, self.theta, self.dissipation, self.history[-1], *self.dense[-1]
+        )
+
+    def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
+        o = self.objective
+        return explicit.advance(
+            o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, output,
+            self.rtol, self.atol, budget, max_steps,
+        )  # fmt: skip
+
     def _outcome(self, code: int, max_steps: int) -> Status:
         if code == explicit.FINISHED:
-            return Status("finished", f"Reached t = {self.total:g} in {self.steps} steps.")
+            kinks = " Kinks were not located (events=False)." if self.over_kinks else ""
+            return Status("finished", f"Reached t = {self.total:g} in {self.steps} steps.{kinks}")
         if code == explicit.MAX_STEPS:
             h = self.state.clock[explicit.H]
             advice = (
@@ -371,6 +406,79 @@ class _Flow:
         )  # fmt: skip
 
 
+class _PiecewiseFlow(_Flow):
+    """An integration that locates the kinks of a ReLU network."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        o, before = self.objective, arguments[-1]
+        room = 4 * (int(o.dims[7]) + int(o.dims[4])) + 1024
+        self.pattern = piecewise.new_pattern(o.dims, o.size, room)
+        self.table: list[Array] = []
+        self.non_unique = 0
+        if before is None:
+            zero = piecewise.begin(self.t, self.state.theta, o.data, o.dims, o.work, self.pattern)
+            if zero >= 0:
+                raise ValueError(
+                    f"theta0 must have w_j != 0 for every neuron, where the flow is unique; w_{zero} is zero"
+                )
+        elif "mode" not in before:
+            raise ValueError("start must be a trajectory with events; it was made with events=False")
+        else:
+            self.pattern.mode[:], self.pattern.start_size[:] = before["mode"], before["start_size"]
+            o.work[:] = before["work"]
+
+    def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
+        o = self.objective
+        code = piecewise.advance(
+            o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, output, self.pattern,
+            self.rtol, self.atol, budget, max_steps,
+        )  # fmt: skip
+        numbers = self.pattern.numbers
+        self.table.append(self.pattern.table[: numbers[piecewise.EVENTS]].copy())
+        self.non_unique += int(numbers[piecewise.NON_UNIQUE])
+        numbers[piecewise.EVENTS] = numbers[piecewise.NON_UNIQUE] = 0
+        return explicit.PAUSED if code == piecewise.TABLE_FULL else code
+
+    def _outcome(self, code: int, max_steps: int) -> Status:
+        if code == piecewise.AT_ZERO:
+            j = int(self.pattern.numbers[piecewise.ZERO_NEURON])
+            return Status(
+                "zero_neuron",
+                self.stopped_at(f"neuron {j} has reached w = 0")
+                + " There all its kinks meet and the flow can go on in several ways; gflow does not choose.",
+            )
+        if code == piecewise.STUCK:
+            return Status(
+                "stuck",
+                self.stopped_at("the events at one time do not end")
+                + " Several kinks meet here to rounding; perturb the start, or use events=False.",
+            )
+        return super()._outcome(code, max_steps)
+
+    def trajectory(self, outcome: Status, watch: _Watch, spec: dict[str, Any]) -> Trajectory:
+        """The trajectory as far as it has come, with its events."""
+        if self.non_unique:
+            note = (
+                f'not unique: at {self.non_unique} events (kind "not_unique") the flow could have gone on in '
+                "another way; what follows is one of its solutions."
+            )
+            outcome = replace(outcome, warnings=(*outcome.warnings, note))
+        table = np.concatenate(self.table) if self.table else np.empty((0, 4))
+        end = float(self.reached()[0][-1])
+        table = table[table[:, 0] <= end]
+        events = Events(
+            table[:, 0], table[:, 1].astype(np.int64), table[:, 2].astype(np.int64),
+            np.array(piecewise.KINDS)[table[:, 3].astype(np.int64)],
+        )  # fmt: skip
+        made = super().trajectory(outcome, watch, spec)
+        state: dict[str, Any] = {
+            **made.state, "mode": self.pattern.mode, "start_size": self.pattern.start_size,
+            "work": self.objective.work,
+        }  # fmt: skip
+        return replace(made, events=events, state=state, checkpoints=None)
+
+
 class _Descent:
     """One gradient descent: where it stands, and how it goes on."""
 
@@ -410,6 +518,8 @@ class _Descent:
     def advanced(self) -> int:
         """A count that grows when there is a new saved state to show to ``stop``; the first one is saved late."""
         return max(self.saved, 1)
+
+    within = True
 
     @property
     def done(self) -> float:
@@ -499,8 +609,45 @@ class _Watch:
         for name, values in self.seen.items():
             missing = rows - len(values)
             blank = np.full_like(self.first[name], np.nan, dtype=np.result_type(self.first[name], np.float64))
-            out[name] = np.array([*values, *[blank] * missing]) if missing else np.array(values)
+            rows_of = [*values, *[blank] * missing]
+            try:
+                out[name] = np.array(rows_of)
+            except ValueError:  # values of different shapes
+                out[name] = np.empty(rows, dtype=object)
+                out[name][:] = rows_of
         return out
+
+
+class _Interrupts:
+    """Notes Ctrl-C while compiled code runs, to be looked at between stretches; a second one raises at once.
+
+    An exception out of the signal handler could strike inside of numba, which would swallow it.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self._ours = False
+
+    def __enter__(self) -> _Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            self._ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._ours:
+            signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.came:
+            raise KeyboardInterrupt
+        self.came = True
+
+    def __exit__(self, *error: object) -> None:
+        if self._ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def check(self) -> None:
+        """Raise the KeyboardInterrupt that came."""
+        if self.came:
+            raise KeyboardInterrupt
 
 
 def _drive(run: Any, watch: _Watch, max_steps: int, progress: bool) -> Status:
@@ -510,11 +657,13 @@ def _drive(run: Any, watch: _Watch, max_steps: int, progress: bool) -> Status:
     """
     outcome: Status | None = None
     budget = 1 if watch.stop is not None else run.first_budget
+    interrupts = _Interrupts()
     try:
-        with _blas(run.objective), Progress(progress, run.verb, run.total) as shown:
+        with interrupts, _blas(run.objective), Progress(progress, run.verb, run.total) as shown:
             asked = -1
             while outcome is None:
-                if watch.stop is not None and run.advanced != asked and run.t <= run.total:
+                interrupts.check()
+                if watch.stop is not None and run.advanced != asked and run.within:
                     asked = run.advanced
                     if watch.wants_stop(run.t, run.now):
                         outcome = Status("stopped", run.stopped_at("stop() returned True"))
@@ -527,7 +676,8 @@ def _drive(run: Any, watch: _Watch, max_steps: int, progress: bool) -> Status:
                     budget = max(1, int(_CHUNK_SECONDS * pace))
                 if progress:
                     shown.update(run.done, run.note())
-        watch.observe(run.reached()[1])
+            watch.observe(run.reached()[1])
+            interrupts.check()
     except KeyboardInterrupt:
         with suppress(KeyboardInterrupt):  # a second one leaves the rest unobserved
             watch.observe(run.reached()[1])
@@ -611,6 +761,10 @@ def _observers(observe: Observers) -> dict[str, Callable[..., Any]]:
             (item if isinstance(item, str) else getattr(item, "__name__", repr(item)), item)
             for item in listed
         ]
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"observe must have one name for each observable; {twice!r} came twice: give a dict")
     return {
         name: known.by_name(item) if isinstance(item, str) else _check_observer(name, item)
         for name, item in pairs

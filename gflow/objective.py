@@ -132,26 +132,39 @@ class Objective:
                 )
             values = np.asarray(np.linalg.eigvalsh(self.hessian(theta))[::-1], dtype=np.float64)
             return values[:k] if which == "largest" else values[self.size - k :]
-        from scipy.sparse.linalg import LinearOperator, eigsh
+        from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
         theta = self.check_theta(theta)
         out, kernel = np.empty(self.size), self.hvp_kernel.call
 
         def product(v: Array) -> Array:
-            kernel(0.0, theta, np.ascontiguousarray(v).ravel(), self.data, self.dims, self.work, out)
+            kernel(0.0, theta, np.array(v, dtype=np.float64).ravel(), self.data, self.dims, self.work, out)
             return out.copy()
 
         operator = LinearOperator((self.size, self.size), matvec=product, dtype=np.float64)
         start = np.random.default_rng(0).standard_normal(self.size)  # the same answer on every call
-        side = "LA" if which == "largest" else "SA"
-        values = eigsh(operator, k=k, which=side, v0=start, tol=tol, return_eigenvectors=False)
+        options = {"v0": start, "return_eigenvectors": False}
+        try:
+            if which == "largest":
+                values = eigsh(operator, k=k, which="LA", tol=tol, **options)
+            else:  # shifted by the largest: the accuracy is then relative to that, and zeros do no harm
+                top = float(eigsh(operator, k=1, which="LA", tol=1e-2, **options)[0])
+                shifted = LinearOperator(
+                    operator.shape, matvec=lambda v: product(v) - top * v, dtype=np.float64
+                )
+                values = top + eigsh(shifted, k=k, which="SA", tol=tol, **options)
+        except ArpackNoConvergence as error:
+            raise RuntimeError(
+                f"the {k} {which} eigenvalues of the Hessian (P = {self.size}) did not converge; "
+                "a larger tol, or fewer of them, may"
+            ) from error
         return np.asarray(np.sort(values)[::-1], dtype=np.float64)
 
 
 def _kernel_arguments(model: Any, problem: Any) -> tuple[Array, NDArray[np.int64], int]:
     """A model's packed view of a problem; kept on a gflow problem, which never changes."""
     kept = getattr(problem, "_kernel_arguments", None)
-    if kept is not None:
+    if kept:
         try:
             return kept[model]
         except (KeyError, TypeError):
@@ -159,7 +172,8 @@ def _kernel_arguments(model: Any, problem: Any) -> tuple[Array, NDArray[np.int64
     data, dims, work_size = model.kernel_arguments(problem)
     data = np.array(data, dtype=np.float64).ravel()
     dims = np.array(dims, dtype=np.int64).ravel()
-    if isinstance(kept, dict) and type(model).__hash__ is not None:
+    frozen = getattr(type(model), "__dataclass_params__", None)
+    if isinstance(kept, dict) and frozen is not None and frozen.frozen:  # others may change
         kept.clear()  # one model at a time: the packed data may be large
         kept[model] = data, dims, int(work_size)
     return data, dims, int(work_size)

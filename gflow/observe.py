@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gflow._check import finite_array
+from gflow._check import finite_array, of_type
 from gflow.objective import Objective
 from gflow.trajectory import Trajectory
 
@@ -65,7 +65,12 @@ def effective_ranks(matrix: ArrayLike) -> dict[str, float]:
     dict
         ``"nuclear"``: ‖W‖_* / ‖W‖₂ (arXiv 2011.13772); ``"entropy"``: −Σ p ln p with p the singular
         values over their sum (arXiv 2103.10427); ``"roy_vetterli"``: its exponential;
-        ``"stable"``: ‖W‖_F² / ‖W‖₂².  NaN for a zero matrix.
+        ``"stable"``: ‖W‖_F² / ‖W‖₂².  Floats; NaN for a zero matrix.
+
+    Raises
+    ------
+    ValueError
+        If it is not a finite matrix.
     """
     s = np.linalg.svd(finite_array("matrix", matrix, ("k", "d")), compute_uv=False)
     if s[0] == 0:
@@ -103,9 +108,47 @@ def stable_rank(model: Any, problem: Any, theta: ArrayLike) -> float:
 
 
 def imbalance(model: Any, problem: Any, theta: ArrayLike) -> Array:
-    """Frobenius norms (N − 1,) of the imbalance matrices W_{l+1}ᵀW_{l+1} − W_l W_lᵀ.
+    """Entries of the imbalance matrices W_{l+1}ᵀW_{l+1} − W_l W_lᵀ, l = 1 … N − 1.
 
-    The matrices themselves: ``model.imbalance(theta)``.
+    The flow conserves each; weight decay μ makes them decay as e^(−2μt).  As a list of matrices:
+    ``model.imbalance(theta)``; their norms: :func:`imbalance_norms`.
+
+    Parameters
+    ----------
+    model : Model with ``imbalance``, such as DeepLinear
+    problem : Problem
+    theta : array (P,)
+
+    Returns
+    -------
+    array (M,)
+        Matrix by matrix, each (w_l, w_l) row by row: M = Σ w_l² over the hidden widths w_l; empty for N = 1.
+
+    Raises
+    ------
+    ValueError
+        If the model has no imbalance matrices, or theta is not an array (P,).
+    """
+    return np.concatenate([np.empty(0), *(m.ravel() for m in _need(model, "imbalance")(theta))])
+
+
+def imbalance_norms(model: Any, problem: Any, theta: ArrayLike) -> Array:
+    """Frobenius norms of the imbalance matrices W_{l+1}ᵀW_{l+1} − W_l W_lᵀ, l = 1 … N − 1.
+
+    Parameters
+    ----------
+    model : Model with ``imbalance``, such as DeepLinear
+    problem : Problem
+    theta : array (P,)
+
+    Returns
+    -------
+    array (N − 1,)
+
+    Raises
+    ------
+    ValueError
+        If the model has no imbalance matrices, or theta is not an array (P,).
     """
     return np.array([np.linalg.norm(m) for m in _need(model, "imbalance")(theta)])
 
@@ -152,24 +195,54 @@ OBSERVABLES: dict[str, Callable[..., Any]] = {
     f.__name__: f
     for f in (
         loss, gradient_norm, end_to_end, singular_values, mode_strengths, nuclear_rank, entropy_rank,
-        roy_vetterli_rank, stable_rank, imbalance, hessian_eigenvalues, sharpness, smallest_eigenvalue, ntk,
+        roy_vetterli_rank, stable_rank, imbalance, imbalance_norms, hessian_eigenvalues, sharpness,
+        smallest_eigenvalue, ntk,
     )
 }  # fmt: skip
 
 
 def by_name(name: str) -> Callable[..., Any]:
-    """The observable of this name; a ValueError lists the names if there is none."""
-    if name not in OBSERVABLES:
-        raise ValueError(f"observe must name one of {', '.join(OBSERVABLES)}; got {name!r}")
+    """The observable of this name.
+
+    Raises
+    ------
+    ValueError
+        If there is none; it lists the names.
+    """
+    if not isinstance(name, str) or name not in OBSERVABLES:
+        raise ValueError(f"observable must name one of {', '.join(OBSERVABLES)}; got {name!r}")
     return OBSERVABLES[name]
 
 
 def along(trajectory: Trajectory, observable: str | Callable[..., Any]) -> Array:
-    """An observable (T, ...) at the saved states of a trajectory; taken from it if it was computed on the way."""
+    """An observable at the saved states of a trajectory; taken from it if it was computed on the way.
+
+    Parameters
+    ----------
+    trajectory : Trajectory
+    observable : str or callable
+        A name out of :data:`OBSERVABLES` or of what was observed on the way, or
+        ``f(model, problem, theta)`` with a number or an array of one shape for every state.
+
+    Returns
+    -------
+    array (T, ...)
+        The observable's own shape after the axis of the saved times.
+
+    Raises
+    ------
+    ValueError
+        If an argument is of another type, no observable has the name, or the model lacks what it needs.
+    """
+    of_type("trajectory", trajectory, Trajectory, "a gflow.Trajectory")
     if isinstance(observable, str):
         if observable in trajectory.observed:
             return trajectory.observed[observable]
         observable = by_name(observable)
+    elif not callable(observable):
+        raise ValueError(
+            f"observable must be a name or a callable f(model, problem, theta); got {observable!r:.80}"
+        )
     model, problem = trajectory.spec["model"], trajectory.spec["problem"]
     return np.array([observable(model, problem, theta) for theta in trajectory.theta])
 

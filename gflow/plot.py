@@ -28,7 +28,13 @@ MARKS: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 2.2}
 
 
 def style() -> AbstractContextManager[None]:
-    """Context in which figures are made to fit a journal column."""
+    """Context in which figures are made to fit a journal column.
+
+    Returns
+    -------
+    context manager
+        ``with plot.style():`` sets sizes, fonts and colours, and restores yours at its end.
+    """
 
     from matplotlib import style as library
 
@@ -51,7 +57,10 @@ def figure(
 
     Returns
     -------
-    Figure, and one Axes or an array of them, without axes of length one
+    fig : matplotlib Figure
+        Its width is :data:`COLUMN` or :data:`TWO_COLUMNS` inches.
+    axes : Axes, or array of Axes
+        One Axes for one row and one column; else (rows, columns) without axes of length one.
     """
     import matplotlib.pyplot as plt
 
@@ -60,7 +69,19 @@ def figure(
 
 
 def save(fig: Figure, path: str | Path) -> list[Path]:
-    """Write a figure as PDF and PNG beside each other, close it, and return both paths."""
+    """Write a figure as PDF and PNG beside each other, and close it.
+
+    Parameters
+    ----------
+    fig : matplotlib Figure
+    path : path
+        Without an ending, which is appended; folders are made if need be.
+
+    Returns
+    -------
+    list of Path
+        The PDF and the PNG.
+    """
     import matplotlib.pyplot as plt
 
     base = Path(path)
@@ -74,12 +95,39 @@ def save(fig: Figure, path: str | Path) -> list[Path]:
 
 
 def sequence(n: int) -> np.ndarray:
-    """``n`` colours (n, 4) from dark to light for things that have an order, such as modes."""
+    """Colours from dark to light for things that have an order, such as modes.
+
+    Parameters
+    ----------
+    n : int
+        How many.
+
+    Returns
+    -------
+    array (n, 4)
+        Red, green, blue and opacity, 0 … 1.
+    """
     return mpl.colormaps["viridis"](np.linspace(0.0, 0.9, n))
 
 
 def curves(ax: Axes, t: ArrayLike, values: ArrayLike, **style: Any) -> list[Line2D]:
-    """One line per column of ``values`` (T, K) against t (T,), coloured in order."""
+    """One line per column of values, coloured in order.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+    t : array (T,)
+        Times.
+    values : array (T, ...)
+        Axes after the first are flattened to K columns.
+    **style
+        Passed on to matplotlib, such as ``color``, ``label``, ``linestyle``.
+
+    Returns
+    -------
+    list of Line2D
+        K lines.
+    """
     values = np.asarray(values)
     values = values.reshape(len(values), -1)
     return [
@@ -89,7 +137,19 @@ def curves(ax: Axes, t: ArrayLike, values: ArrayLike, **style: Any) -> list[Line
 
 
 def comparison(ax: Axes, result: Comparison) -> list[Line2D]:
-    """Predicted curves as lines, measured values as dots at some of the saved times."""
+    """Predicted curves as lines, measured values as dots at up to 25 of the saved times.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+    result : Comparison
+        From :func:`gflow.compare`.
+
+    Returns
+    -------
+    list of Line2D
+        The K lines, then the K dotted ones, for K components of the observable.
+    """
     lines = curves(ax, result.t, result.predicted)
     some = np.unique(np.linspace(0, len(result.t) - 1, 25).astype(int))
     dots = curves(ax, result.t[some], result.measured[some], **MARKS)
@@ -100,7 +160,13 @@ def comparison(ax: Axes, result: Comparison) -> list[Line2D]:
 
 
 def kinds() -> list[Line2D]:
-    """Legend entries for lines that are predicted and dots that are measured."""
+    """Legend entries for lines that are predicted and dots that are measured.
+
+    Returns
+    -------
+    list of Line2D
+        Two, not drawn on any axes.
+    """
     return [
         Line2D([], [], color="0.4", label="closed form"),
         Line2D([], [], color="0.4", label="exact flow", **MARKS),
@@ -108,7 +174,21 @@ def kinds() -> list[Line2D]:
 
 
 def error(ax: Axes, result: Comparison, **style: Any) -> list[Line2D]:
-    """Relative difference of flow and closed form, against time, on a logarithmic axis."""
+    """Relative difference of flow and closed form, against time, on a logarithmic axis.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+    result : Comparison
+        Its ``error`` is drawn, raised to a quarter of the rounding unit where it is below.
+    **style
+        Passed on to matplotlib, such as ``color``, ``label``, ``linestyle``.
+
+    Returns
+    -------
+    list of Line2D
+        One line.
+    """
     lines = ax.semilogy(result.t, np.maximum(result.error, np.finfo(float).eps / 4), **style)
     ax.set_xlabel("time $t$")
     ax.set_ylabel("relative difference")
@@ -116,7 +196,25 @@ def error(ax: Axes, result: Comparison, **style: Any) -> list[Line2D]:
 
 
 def loss(ax: Axes, trajectory: Trajectory, **style: Any) -> list[Line2D]:
-    """Loss against time, on a logarithmic axis."""
+    """Loss against time, on a logarithmic axis.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+    trajectory : Trajectory
+    **style
+        Passed on to matplotlib, such as ``color``, ``label``, ``linestyle``.
+
+    Returns
+    -------
+    list of Line2D
+        One line.
+
+    Raises
+    ------
+    ValueError
+        If the model has no loss.
+    """
     lines = ax.semilogy(trajectory.t, trajectory.loss, **style)
     ax.set_xlabel("time $t$")
     ax.set_ylabel("loss $L$")
@@ -124,7 +222,26 @@ def loss(ax: Axes, trajectory: Trajectory, **style: Any) -> list[Line2D]:
 
 
 def steps(ax: Axes, trajectory: Trajectory, **style: Any) -> list[Line2D]:
-    """Accepted step sizes against time, on logarithmic axes."""
+    """Accepted step sizes against time at the end of each step, on logarithmic axes.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+    trajectory : Trajectory
+        Of the flow.
+    **style
+        Passed on to matplotlib, such as ``color``, ``label``, ``linestyle``.
+
+    Returns
+    -------
+    list of Line2D
+        One line.
+
+    Raises
+    ------
+    ValueError
+        If the trajectory is of gradient descent, which has no step history.
+    """
     if trajectory.steps is None:
         raise ValueError("trajectory must be of the flow to have a step history; it is of gradient descent")
     kept = trajectory.steps.accepted

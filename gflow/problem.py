@@ -9,28 +9,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gflow._check import finite_array, non_negative, one_of, positive
+from gflow._check import finite_array, non_negative, one_of, plain_array, positive
 
 Array = NDArray[np.float64]
 
 KINDS = ("regression", "factorization", "sensing", "completion")
-LOSSES = ("square",)
+LOSSES = ("square", "logistic", "exponential", "softmax")
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    r"""Data and loss: :math:`L = \text{factor} \sum_i \|f(x_i) - y_i\|^2 + \tfrac12 \mu \|\theta\|^2`.
+    r"""Data and loss: :math:`L = \text{factor} \sum_i \ell(f(x_i), y_i) + \tfrac12 \mu \|\theta\|^2`.
 
     Parameters
     ----------
     X : array (n, d)
         Inputs, one sample a row.
     Y : array (n, k) or (n,)
-        Labels; a one-dimensional ``Y`` is one output.
-    loss : {"square"}
-        Loss of one sample.
+        Labels; a one-dimensional ``Y`` is one output.  ±1 for the logistic and the exponential loss
+        (k = 1); rows of probabilities, such as one-hot rows, for softmax (k ≥ 2).
+    loss : {"square", "logistic", "exponential", "softmax"}
+        Loss ℓ of one sample: ‖f − y‖², log(1 + e^(−y f)), e^(−y f), or the cross-entropy of softmax(f).
     factor : float, optional
-        Factor of the sum over samples; default ``1 / (2 n)``.
+        Factor of the sum over samples; default ``1 / (2 n)`` for the square loss, ``1 / n`` for the others.
     weight_decay : float, optional
         The coefficient μ ≥ 0; default 0.
 
@@ -62,7 +63,8 @@ class Problem:
         one_of("kind", self.kind, KINDS)
         one_of("loss", self.loss, LOSSES)
         x, y, mask, count = getattr(self, f"_check_{self.kind}")()
-        factor = (0.5 if count is None else 0.5 / count) if self.factor is None else self.factor
+        share = 0.5 if self.loss == "square" else 1.0
+        factor = share / (count or 1) if self.factor is None else self.factor
         values = {
             "X": x,
             "Y": y,
@@ -78,10 +80,24 @@ class Problem:
 
     def _check_regression(self) -> tuple[Any, ...]:
         x = finite_array("X", self.X, ("n", "d"))
-        y = np.asarray(self.Y)
+        y = plain_array("Y", self.Y, "(n, k) or (n,)")
         y = finite_array("Y", y[:, None] if y.ndim == 1 else y, ("n", "k"))
         if len(x) != len(y):
             raise ValueError(f"Y must have one row per row of X: X has {len(x)}, Y has {len(y)}")
+        if self.loss in ("logistic", "exponential") and (y.shape[1] != 1 or not np.all(np.abs(y) == 1)):
+            wrong = y[np.abs(y) != 1]
+            raise ValueError(
+                f"Y must hold one label +1 or -1 per sample for the {self.loss} loss; got shape {y.shape}"
+                + (f" and a label {wrong[0]:g}" if wrong.size else "")
+            )
+        if self.loss == "softmax":
+            sums = y.sum(axis=1)
+            if y.shape[1] < 2 or np.any(y < 0) or np.any(np.abs(sums - 1) > 1e-12):
+                raise ValueError(
+                    "Y must hold rows of at least two probabilities that sum to 1 for the softmax loss; "
+                    f"got shape {y.shape}, entries from {y.min():g} to {y.max():g}, sums from {sums.min():g} "
+                    f"to {sums.max():g}"
+                )
         return x, y, None, len(x)
 
     def _check_factorization(self) -> tuple[Any, ...]:
@@ -95,8 +111,8 @@ class Problem:
         return a, y, None, len(a)
 
     def _check_completion(self) -> tuple[Any, ...]:
-        mask = np.asarray(self.mask)
-        target = np.asarray(self.Y)
+        target = plain_array("M", self.Y, "(k, d)")
+        mask = plain_array("mask", self.mask, "(k, d)")
         if mask.shape != target.shape:
             raise ValueError(f"mask must have the shape of M, {target.shape}; got {mask.shape}")
         odd = mask[(mask != 0) & (mask != 1)]
@@ -115,9 +131,21 @@ class Problem:
         Parameters
         ----------
         M : array (k, d)
-            Target matrix.
-        factor, weight_decay : float
-            As in :class:`Problem`; the default factor is ½.
+            Target matrix, finite.
+        factor : float
+            Factor > 0 of the sum over entries; default ½.
+        weight_decay : float
+            The coefficient μ ≥ 0; default 0.
+
+        Returns
+        -------
+        Problem
+            Of kind ``"factorization"``, with d inputs and k outputs; ``Y`` is M, ``X`` is None.
+
+        Raises
+        ------
+        ValueError
+            If M is not a finite matrix, ``factor`` is not positive or ``weight_decay`` is negative.
         """
         return cls(None, M, "square", factor, weight_decay, kind="factorization")  # type: ignore[arg-type]
 
@@ -130,11 +158,24 @@ class Problem:
         Parameters
         ----------
         A : array (m, k, d)
-            Measurement matrices.
+            Measurement matrices, finite.
         y : array (m,)
-            Measurements.
-        factor, weight_decay : float
-            As in :class:`Problem`; the default factor is ``1 / (2 m)``.
+            Measurements, finite.
+        factor : float, optional
+            Factor > 0 of the sum over measurements; default ``1 / (2 m)``.
+        weight_decay : float
+            The coefficient μ ≥ 0; default 0.
+
+        Returns
+        -------
+        Problem
+            Of kind ``"sensing"``, with d inputs and k outputs; ``X`` is A, ``Y`` is y.
+
+        Raises
+        ------
+        ValueError
+            If an array has the wrong shape or an entry that is not finite, the counts of A and y differ,
+            ``factor`` is not positive or ``weight_decay`` is negative.
         """
         return cls(A, y, "square", factor, weight_decay, kind="sensing")  # type: ignore[arg-type]
 
@@ -149,9 +190,23 @@ class Problem:
         M : array (k, d)
             Target; entries that are not observed are never read and may be NaN.
         mask : array of bool (k, d)
-            True where M is observed.
-        factor, weight_decay : float
-            As in :class:`Problem`; the default factor is ½.
+            True (or 1) where M is observed; at least one entry.
+        factor : float
+            Factor > 0 of the sum over observed entries; default ½.
+        weight_decay : float
+            The coefficient μ ≥ 0; default 0.
+
+        Returns
+        -------
+        Problem
+            Of kind ``"completion"``, with d inputs and k outputs; ``Y`` is M with zeros where it is not
+            observed, ``X`` is None.
+
+        Raises
+        ------
+        ValueError
+            If M and mask are not matrices of one shape, the mask holds other values or marks nothing, an
+            observed entry is not finite, ``factor`` is not positive or ``weight_decay`` is negative.
         """
         return cls(None, M, "square", factor, weight_decay, kind="completion", mask=mask)  # type: ignore[arg-type]
 
@@ -175,13 +230,13 @@ class Problem:
     @cached_property
     def second_moment(self) -> Array:
         """XᵀX (d, d), the sum over samples."""
-        self._require_regression("second_moment")
+        self._require("second_moment", "regression")
         return self.X.T @ self.X
 
     @cached_property
     def cross_moment(self) -> Array:
         """YᵀX (k, d), the sum over samples."""
-        self._require_regression("cross_moment")
+        self._require("cross_moment", "regression")
         return self.Y.T @ self.X
 
     @cached_property
@@ -197,7 +252,7 @@ class Problem:
         """
         if self.kind == "factorization":
             return self.Y
-        self._require_regression("target")
+        self._require("target", "regression", "factorization")
         return np.ascontiguousarray(np.linalg.lstsq(self.X, self.Y, rcond=None)[0].T)
 
     @cached_property
@@ -218,8 +273,9 @@ class Problem:
         signs = np.sign(u[np.abs(u).argmax(axis=0), np.arange(count)])
         return u * signs, s, v * signs
 
-    def _require_regression(self, what: str) -> None:
-        if self.kind != "regression":
+    def _require(self, what: str, *kinds: str) -> None:
+        if self.kind not in kinds:
             raise ValueError(
-                f"{what} is defined for regression problems; this problem is of kind {self.kind!r}"
+                f"{what} is defined for problems of kind {' or '.join(map(repr, kinds))}; "
+                f"this problem is of kind {self.kind!r}"
             )

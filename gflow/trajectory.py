@@ -30,7 +30,8 @@ class Status:
     ----------
     code : str
         ``"finished"``, ``"stopped"`` (by ``stop=``), ``"interrupted"``, ``"failed"`` (a callable raised),
-        ``"max_steps"``, ``"step_too_small"``, ``"non_finite"`` or ``"memory"``.
+        ``"max_steps"``, ``"step_too_small"``, ``"non_finite"``, ``"memory"``, ``"zero_neuron"`` (a neuron
+        reached w = 0, where the flow can go on in several ways) or ``"stuck"`` (events without end).
     message : str
         What happened, and what to try.
     warnings : tuple of str
@@ -56,6 +57,21 @@ class Steps(NamedTuple):
     t: Array
     h: Array
     accepted: NDArray[np.bool_]
+
+
+class Events(NamedTuple):
+    """What happened at the kinks of a ReLU network, in order, each (E,).
+
+    ``t``; ``neuron``; ``sample`` (the first of those with parallel inputs); ``kind``: ``"activate"`` and
+    ``"deactivate"`` (the neuron passes the sample's hyperplane), ``"slide"`` (it begins to move along it),
+    ``"leave_active"`` and ``"leave_inactive"`` (it stops to), ``"rest"`` (it stays on it without being
+    pushed), ``"not_unique"`` (from here the flow can go on in several ways).
+    """
+
+    t: Array
+    neuron: NDArray[np.int64]
+    sample: NDArray[np.int64]
+    kind: NDArray[np.str_]
 
 
 class Gauges(NamedTuple):
@@ -99,6 +115,8 @@ class Trajectory:
         Accepted and rejected steps, gradients.
     steps : Steps or None
         History of attempted steps; None for gradient descent.
+    events : Events or None
+        Events at kinks; None where the flow has none or they were not located.
     observed : dict of str to array (T, ...)
         Observables computed on the way; also ``trajectory[name]``.
     versions : dict
@@ -114,6 +132,7 @@ class Trajectory:
     outcome: Status
     counts: dict[str, int]
     steps: Steps | None = field(default=None, repr=False)
+    events: Events | None = field(default=None, repr=False)
     observed: dict[str, Array] = field(default_factory=dict, repr=False)
     dissipation: Array | None = field(default=None, repr=False)
     dense: tuple[Array, Array] | None = field(default=None, repr=False)
@@ -192,12 +211,11 @@ class Trajectory:
     @cached_property
     def status(self) -> Status:
         """How the run ended, with warnings; measures the sensitivity if P ≤ 500."""
-        if (
-            self.checkpoints is None
-            or self.theta.shape[1] > SENSITIVITY_SIZE
-            or not self.objective.has("hvp")
-        ):
+        if self.checkpoints is None or not self.objective.has("hvp"):
             return self.outcome
+        if self.theta.shape[1] > SENSITIVITY_SIZE:
+            said = f"Sensitivity not measured (P > {SENSITIVITY_SIZE}): call sensitivity()."
+            return replace(self.outcome, message=f"{self.outcome.message} {said}")
         growth, amplification = self._growth
         amplified = (self.spec["rtol"] + np.finfo(float).eps) * amplification
         if amplified <= _UNSTABLE:
@@ -205,7 +223,7 @@ class Trajectory:
         warning = (
             "unstable manifold: along this trajectory a perturbation may have grown "
             f"{_exp_text(growth)}-fold, and errors of the size of rtol to {amplified:.1g} of the state; "
-            "rounding may decide where it goes. Compare with error_estimate()."
+            "rounding may have decided where it went. Compare with error_estimate()."
         )
         return replace(self.outcome, warnings=(*self.outcome.warnings, warning))
 
@@ -227,7 +245,7 @@ class Trajectory:
     def amplification(self) -> float:
         """How much a *relative* perturbation of the state may have grown between any two times s < t.
 
-        The largest ‖θ(s)‖ exp(∫_s^t max(−λ_min(H), 0)) / ‖θ(t)‖: growth along an escape that the
+        The largest ‖θ(s)‖ exp(∫_s^t max(−λ_min(H), 0)) / ‖θ(t)‖, with the largest norms up to s and t: growth along an escape that the
         solution itself follows does not count.  Rounding × this bounds, to first order, what rounding
         has done.  Needs ``model.hvp``, as :meth:`sensitivity` does.
         """
@@ -248,7 +266,8 @@ class Trajectory:
         bottom = np.array([self.objective.eigenvalues(x, 1, "smallest", tol=1e-3)[0] for x in states])
         rate = np.maximum(-bottom, 0.0)
         exponent = np.concatenate([[0.0], np.cumsum(0.5 * (rate[1:] + rate[:-1]) * np.diff(times))])
-        size = np.linalg.norm(states, axis=1)
+        # relative to the largest state so far: a flow that decays to zero amplifies nothing
+        size = np.maximum.accumulate(np.linalg.norm(states, axis=1))
         size[size == 0.0] = np.finfo(float).tiny
         height = exponent - np.log(size)
         return float(exponent[-1]), float(np.exp(min(np.max(height - np.minimum.accumulate(height)), 709.0)))
@@ -265,7 +284,9 @@ class Trajectory:
             raise ValueError("at() needs the dense output: run flow(..., dense=True), or give the times in t")
         times = np.asarray(t, dtype=np.float64)
         steps, coefficients = self.dense
-        first, last = steps[0, 0], steps[-1].sum()
+        if len(steps) == 0:
+            raise ValueError(f"t must lie within the run, which made no step from t = {self.t[0]:g}")
+        first, last = steps[0, 0], float(self.state["clock"][0])
         bad = ~((times >= first) & (times <= last))
         if bad.any():
             raise ValueError(f"t must lie within the run, {first:g} to {last:g}; got {times[bad].flat[0]:g}")
@@ -280,6 +301,8 @@ class Trajectory:
     def error_estimate(self) -> ErrorEstimate:
         """Solve again at rtol / 100 (at least 1e-13, atol scaled along) and measure the difference.
 
+        Where rtol is too close to rounding for that, the other of Tsit5 and DOP853 is the reference.
+
         Raises
         ------
         ValueError
@@ -287,9 +310,11 @@ class Trajectory:
         """
         if self.steps is None or self.solve is None:
             raise ValueError("error_estimate measures a flow; gradient descent is exact but for rounding")
-        rtol = max(self.spec["rtol"] / 100, 1e-13)
+        rtol, method = max(self.spec["rtol"] / 100, 1e-13), self.spec["method"]
+        if rtol > 0.1 * self.spec["rtol"]:  # too close to rounding for a finer run: take another method
+            method = "tsit5" if method == "dop853" else "dop853"
         changes = {
-            "t": self.t, "rtol": rtol, "atol": self.spec["atol"] * (rtol / self.spec["rtol"]),
+            "t": self.t, "method": method, "rtol": rtol, "atol": self.spec["atol"] * (rtol / self.spec["rtol"]),
             "observe": None, "stop": None, "dense": False, "progress": False,
         }  # fmt: skip
         reference = self.solve(**{**self.spec, **changes})
@@ -313,6 +338,7 @@ class Trajectory:
             "t": self.t, "theta": self.theta, "dissipation": self.dissipation,
             "loss": self._loss_or_none(), "state": self.state, "observed": self.observed,
             "steps": None if self.steps is None else tuple(self.steps),
+            "events": None if self.events is None else tuple(self.events),
             "dense": self.dense, "checkpoints": self.checkpoints,
             "counts": self.counts, "versions": self.versions,
             "outcome": [self.outcome.code, self.outcome.message, list(self.outcome.warnings)],
@@ -338,6 +364,7 @@ def read(path: str | Path) -> Trajectory:
     return Trajectory(
         t=parts["t"], theta=parts["theta"], outcome=Status(code, message, tuple(notes)),
         counts=parts["counts"], steps=None if steps is None else Steps(*steps),
+        events=None if parts["events"] is None else Events(*parts["events"]),
         observed=parts["observed"], dissipation=parts["dissipation"],
         dense=parts["dense"], checkpoints=parts["checkpoints"],
         state=parts["state"], versions=parts["versions"],
@@ -349,11 +376,11 @@ def _invariant_drift(objective: Objective, theta0: Array, t: Array, theta: Array
     start, start_size = objective.model.invariants(theta0)
     if np.size(start) == 0:
         return None
+    rate = getattr(objective.model, "invariants_decay", 0.0) * objective.weight_decay
     drift = np.empty(len(t))
     for i, state in enumerate(theta):
         now, size = objective.model.invariants(state)
-        # weight decay makes every quadratic invariant decay at this rate
-        expected = start * np.exp(-2.0 * objective.weight_decay * t[i])
+        expected = start * np.exp(-rate * t[i])
         scale = np.maximum(np.maximum(size, start_size), np.finfo(float).tiny)
         drift[i] = np.max(np.abs(now - expected) / scale)
     return drift

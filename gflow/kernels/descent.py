@@ -29,6 +29,7 @@ def advance(gradient, data, dims, work, theta, g, cursor, step_size, first, ever
             return FINISHED
         if budget <= 0:
             return PAUSED
+        g[size - 1] = np.nan  # stays, if a user's kernel raises
         gradient(0.0, theta, data, dims, work, g)
         largest = 0.0
         for i in range(size):

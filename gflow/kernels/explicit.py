@@ -28,7 +28,7 @@ FINISHED, PAUSED, BLOCK_FULL, MAX_STEPS, STEP_TOO_SMALL, NON_FINITE = range(6)
 # Places in State.clock ...
 T, H, ERROR_BEFORE, DISSIPATION, T_BEFORE, H_BEFORE, DISSIPATION_BEFORE = range(7)
 # ... in State.counters ...
-ACCEPTED, REJECTED, GRADIENTS, STARTED, FRESH, EXTRA_DONE, STRIDE, CHECKPOINTS, REJECTED_LAST = range(9)
+ACCEPTED, REJECTED, GRADIENTS, STARTED, FRESH, EXTRA_DONE, CHECKPOINTS, REJECTED_LAST = range(8)
 # What State.counters[FRESH] says of the first stage: in place; to be copied from the last; to be computed.
 SETTLED, STEPPED, MOVED = range(3)
 # ... and in Output.cursor.
@@ -39,6 +39,8 @@ _TOO_LARGE, _NOT_FINITE = 1, 2
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
 _MOST_CHECKPOINTS = 32
+# Largest lack of an interpolant, in tolerances, with which its values are saved.
+_TRUSTED = 10.0
 # Below this many parameters plain loops in place beat calls.
 _FEW = 8
 
@@ -57,7 +59,10 @@ class State(NamedTuple):
     every: Ints  # (1, S + E): 0, 1, 2, ...
     weights: Floats  # (1, S + E): weights of the interpolant
     checkpoint_times: Floats  # (C,)
-    checkpoints: Floats  # (C, P): parameters, evenly thinned over the accepted steps
+    checkpoints: Floats  # (C, P): some of the accepted states, see _keep_checkpoint
+    worth: Floats  # (C,): what dropping a checkpoint would cost
+    side: Floats  # (S, P): stages of a step aside, to a time that is saved
+    side_slopes: Floats  # (S,)
 
 
 class Output(NamedTuple):
@@ -76,14 +81,13 @@ def new_state(theta0: Floats, t0: float, tableau: Tableau) -> State:
     """The state in which an integration starts."""
     size, stages = theta0.size, len(tableau.node)
     kept = min(max(2**22 // size, 8), _MOST_CHECKPOINTS)
-    clock, counters = np.zeros(7), np.zeros(9, dtype=np.int64)
+    clock, counters = np.zeros(7), np.zeros(8, dtype=np.int64)
     clock[T] = clock[T_BEFORE] = t0
     clock[ERROR_BEFORE] = 1.0
-    counters[STRIDE] = 1
     return State(
         clock, counters, theta0.copy(), theta0.copy(), np.empty(size), np.empty(size),
         np.zeros((stages, size)), np.zeros(stages), np.arange(stages)[None], np.zeros((1, stages)),
-        np.zeros(kept), np.zeros((kept, size)),
+        np.zeros(kept), np.zeros((kept, size)), np.zeros(kept), np.empty((stages, size)), np.zeros(stages),
     )  # fmt: skip
 
 
@@ -95,8 +99,9 @@ def _dot(g):
 @kernel
 def _field(gradient, t, theta, data, dims, work, g, stages, slopes, row):
     """Row of the stages = -grad L, of the slopes = |grad L|^2."""
-    gradient(t, theta, data, dims, work, g)
     size = g.size
+    g[size - 1] = np.nan  # stays, if a user's kernel raises: compiled callers cannot see that
+    gradient(t, theta, data, dims, work, g)
     square = 0.0
     if size > 64:
         square = _dot(g)
@@ -175,6 +180,7 @@ def attempt(
                 theta_new[i] = theta[i] + h * x
         else:
             _combine(theta_new, theta, h, stages, index, weight, r, count[r])
+        g[size - 1] = np.nan
         gradient(t + h * node[r], theta_new, data, dims, work, g)
         square = 0.0
         if size > 64:
@@ -217,25 +223,18 @@ def _error(index, weight, count, h, theta, theta_new, scratch, stages, rtol, ato
 
 @kernel
 def _extra_stages(gradient, data, dims, work, tableau, state):
-    """Complete the stages of the last accepted step for its interpolant."""
+    """Complete the stages of the last step for its interpolant."""
     if state.counters[EXTRA_DONE]:
         return
-    first, h = tableau.sizes[0], state.clock[H_BEFORE]
+    first, h, trial = tableau.sizes[0], state.clock[H_BEFORE], state.side[1]
     for r in range(first, first + tableau.sizes[1]):
         _combine(
-            state.theta_new,
-            state.theta_before,
-            h,
-            state.stages,
-            tableau.source,
-            tableau.weight,
-            r,
-            tableau.terms[r],
+            trial, state.theta_before, h, state.stages, tableau.source, tableau.weight, r, tableau.terms[r]
         )
         _field(
             gradient,
             state.clock[T_BEFORE] + h * tableau.node[r],
-            state.theta_new,
+            trial,
             data,
             dims,
             work,
@@ -267,7 +266,72 @@ def interpolate(gradient, data, dims, work, tableau, state, t, out):
 
 
 @kernel
-def _store_dense(gradient, data, dims, work, tableau, state, output):
+def _lack(gradient, data, dims, work, tableau, state, t, theta, rtol, atol):
+    """How far the interpolant, at a state of its own, is from obeying the flow: h |theta' - field|, in tolerances.
+
+    Its error is of that size or below; where stability limits the step it can be many times that of the step.
+    """
+    h = state.clock[H_BEFORE]
+    x = (t - state.clock[T_BEFORE]) / h
+    stages, degree = tableau.interpolant.shape
+    for j in range(stages):
+        weight = 0.0
+        for d in range(degree - 1, -1, -1):
+            weight = weight * x + (d + 1) * tableau.interpolant[j, d]
+        state.weights[0, j] = weight
+    _field(gradient, t, theta, data, dims, work, state.gradient, state.side, state.side_slopes, 2)
+    state.counters[GRADIENTS] += 1
+    lack = state.side[3]
+    for i in range(lack.size):
+        lack[i] = -state.side[2, i]
+    _combine(lack, lack, 1.0, state.stages, state.every, state.weights, 0, stages)
+    return abs(h) * np.sqrt(_squared_norm(lack, theta, theta, rtol, atol) / atol.size)
+
+
+@kernel
+def _state_at(gradient, data, dims, work, tableau, state, t, out, rtol, atol):
+    """Parameters at a time within the last step, to ``out``, and dissipation.
+
+    By the interpolant if it obeys the flow there, else by a step of its own from where the last one began.
+    """
+    dissipation = interpolate(gradient, data, dims, work, tableau, state, t, out)
+    if state.counters[FRESH] == MOVED:  # the field has been changed since
+        return dissipation
+    if _lack(gradient, data, dims, work, tableau, state, t, out, rtol, atol) <= _TRUSTED:
+        return dissipation
+    h, last = t - state.clock[T_BEFORE], tableau.sizes[0] - 1
+    for i in range(out.size):
+        state.side[0, i] = state.stages[0, i]
+    state.side_slopes[0] = state.slopes[0]
+    attempt(
+        gradient,
+        data,
+        dims,
+        work,
+        tableau.source,
+        tableau.weight,
+        tableau.terms,
+        tableau.node,
+        last,
+        state.clock[T_BEFORE],
+        h,
+        state.theta_before,
+        state.theta_new,
+        state.gradient,
+        state.side,
+        state.side_slopes,
+    )
+    state.counters[GRADIENTS] += last
+    dissipation = state.clock[DISSIPATION_BEFORE]
+    for j in range(tableau.terms[last]):
+        dissipation += h * tableau.weight[last, j] * state.side_slopes[tableau.source[last, j]]
+    for i in range(out.size):
+        out[i] = state.theta_new[i]
+    return dissipation
+
+
+@kernel
+def store_dense(gradient, data, dims, work, tableau, state, output):
     """Keep the interpolant of the last accepted step as a polynomial in (t - t_step) / h."""
     _extra_stages(gradient, data, dims, work, tableau, state)
     place = output.cursor[DENSE]
@@ -285,21 +349,49 @@ def _store_dense(gradient, data, dims, work, tableau, state, output):
 
 
 @kernel
+def _gap(times, kept, a, b):
+    """Time between two checkpoints times the distance between them."""
+    square = 0.0
+    for i in range(kept.shape[1]):
+        square += (kept[b, i] - kept[a, i]) ** 2
+    return (times[b] - times[a]) * np.sqrt(square)
+
+
+@kernel
 def _keep_checkpoint(state):
-    """Keep this accepted state; when the room is used up, only every second of all."""
-    counters, times, kept = state.counters, state.checkpoint_times, state.checkpoints
-    if counters[CHECKPOINTS] == times.size:
-        half = (times.size + 1) // 2
-        for c in range(1, half):
-            times[c] = times[2 * c]
-            kept[c] = kept[2 * c]
-        counters[CHECKPOINTS] = half
-        counters[STRIDE] *= 2
-        if counters[ACCEPTED] % counters[STRIDE] != 0:
-            return
-    times[counters[CHECKPOINTS]] = state.clock[T]
-    kept[counters[CHECKPOINTS]] = state.theta
-    counters[CHECKPOINTS] += 1
+    """Keep this accepted state; when there is no room, drop the one that the two beside it replace best.
+
+    What is measured from the checkpoints are integrals over time of functions of the state.
+    """
+    counters, times, kept, worth = state.counters, state.checkpoint_times, state.checkpoints, state.worth
+    count = counters[CHECKPOINTS]
+    if count == times.size:
+        least = 1
+        for c in range(2, count - 1):
+            if worth[c] < worth[least]:
+                least = c
+        for c in range(least, count - 1):
+            times[c], worth[c] = times[c + 1], worth[c + 1]
+            for i in range(kept.shape[1]):
+                kept[c, i] = kept[c + 1, i]
+        count -= 1
+        for c in range(max(least - 1, 1), min(least + 1, count - 1)):
+            worth[c] = _gap(times, kept, c - 1, c + 1)
+    times[count] = state.clock[T]
+    for i in range(kept.shape[1]):
+        kept[count, i] = state.theta[i]
+    if count >= 2:
+        worth[count - 1] = _gap(times, kept, count - 2, count)
+    counters[CHECKPOINTS] = count + 1
+
+
+@kernel
+def _largest(values, theta, rtol, atol):
+    """Largest of |values| in units of the tolerance; unlike the squares, it does not overflow."""
+    largest = 0.0
+    for i in range(atol.size):
+        largest = max(largest, abs(values[i]) / (atol[i] + rtol * abs(theta[i])))
+    return largest
 
 
 @kernel
@@ -308,8 +400,7 @@ def _start(gradient, data, dims, work, tableau, state, rtol, atol):
     size, h0, t = atol.size, 1e-6, state.clock[T]
     theta, trial, stages = state.theta, state.theta_new, state.stages
     _field(gradient, t, theta, data, dims, work, state.gradient, stages, state.slopes, 0)
-    unit = np.sqrt(_squared_norm(theta, theta, theta, rtol, atol) / size)
-    slope = np.sqrt(_squared_norm(stages[0], theta, theta, rtol, atol) / size)
+    unit, slope = _largest(theta, theta, rtol, atol), _largest(stages[0], theta, rtol, atol)
     if unit > 1e-5 and slope > 1e-5:
         h0 = 0.01 * unit / slope
     for i in range(size):
@@ -317,7 +408,7 @@ def _start(gradient, data, dims, work, tableau, state, rtol, atol):
     _field(gradient, t + h0, trial, data, dims, work, state.gradient, stages, state.slopes, 1)
     for i in range(size):
         trial[i] = stages[1, i] - stages[0, i]
-    bend = np.sqrt(_squared_norm(trial, theta, theta, rtol, atol) / size) / h0
+    bend = _largest(trial, theta, rtol, atol) / h0
     steepest = max(slope, bend)
     h1 = max(1e-6, 1e-3 * h0)
     if steepest > 1e-15:
@@ -350,8 +441,8 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
                 output.theta[place] = theta
                 output.dissipation[place] = clock[DISSIPATION]
             else:
-                output.dissipation[place] = interpolate(
-                    gradient, data, dims, work, tableau, state, times[place], output.theta[place]
+                output.dissipation[place] = _state_at(
+                    gradient, data, dims, work, tableau, state, times[place], output.theta[place], rtol, atol
                 )
             cursor[SAVED] += 1
         if cursor[SAVED] == times.size:
@@ -399,6 +490,15 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
         error = _error(index, weight, count, h, theta, theta_new, g, stages, rtol, atol)
         good = error <= 1.0  # false for NaN
         counters[GRADIENTS] += last
+        if good and dense_times.shape[0] > 0:
+            clock[T_BEFORE], clock[H_BEFORE], counters[EXTRA_DONE] = t, h, 0
+            theta_before[:] = theta
+            middle = state.side[4]
+            interpolate(gradient, data, dims, work, tableau, state, t + 0.5 * h, middle)
+            lack = _lack(gradient, data, dims, work, tableau, state, t + 0.5 * h, middle, rtol, atol)
+            if not lack <= _TRUSTED:
+                good = False
+                error = 2.0**exponent  # half the step
         history[cursor[HISTORY], 0] = t
         history[cursor[HISTORY], 1] = h
         history[cursor[HISTORY], 2] = 1.0 if good else 0.0
@@ -424,10 +524,10 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
             theta_before[i] = theta[i]
             theta[i] = theta_new[i]
         counters[ACCEPTED] += 1
-        counters[FRESH], counters[EXTRA_DONE], counters[REJECTED_LAST] = STEPPED, 0, 0
-        if counters[ACCEPTED] % counters[STRIDE] == 0:
-            _keep_checkpoint(state)
+        counters[FRESH], counters[REJECTED_LAST] = STEPPED, 0
+        counters[EXTRA_DONE] = 1 if dense_times.shape[0] > 0 else 0
+        _keep_checkpoint(state)
         if dense_times.shape[0] > 0:
-            _store_dense(gradient, data, dims, work, tableau, state, output)
+            store_dense(gradient, data, dims, work, tableau, state, output)
         if budget <= 0:
             return PAUSED  # before saving: what drives this loop may cut the step short

@@ -23,7 +23,15 @@ from numpy.typing import NDArray
 from gflow.kernels import explicit, relu
 from gflow.kernels.abi import kernel
 from gflow.kernels.explicit import (
-    ACCEPTED, DISSIPATION, EXTRA_DONE, FRESH, H_BEFORE, HISTORY, MOVED, PAUSED, T, T_BEFORE,
+    ACCEPTED,
+    DISSIPATION,
+    FRESH,
+    H_BEFORE,
+    HISTORY,
+    MOVED,
+    PAUSED,
+    T_BEFORE,
+    T,
 )  # fmt: skip
 
 Floats = NDArray[np.float64]
@@ -35,11 +43,13 @@ TABLE_FULL, AT_ZERO, STUCK = range(10, 13)
 # Kinds of events, seen from the first sample of the hyperplane.
 ACTIVATE, DEACTIVATE, SLIDE, LEAVE_ACTIVE, LEAVE_INACTIVE, REST, NOT_UNIQUE = range(7)
 
+KINDS = ("activate", "deactivate", "slide", "leave_active", "leave_inactive", "rest", "not_unique")
+
 # Modes of a neuron at a hyperplane: the signs of w.u, sliding, or resting on it without being pushed.
 PLUS, MINUS, SLIDING, RESTING = 1, -1, 0, 2
 
 # Places in Pattern.numbers.
-EVENTS, NON_UNIQUE, REPEATS, DECIDED, ZERO_NEURON = range(5)
+EVENTS, NON_UNIQUE, REPEATS, WATCHED, ZERO_NEURON = range(5)
 
 _NODES = 5
 _ROUNDING = 3e-14
@@ -59,7 +69,7 @@ class Pattern(NamedTuple):
     node: Floats  # (1, P)
     small: Floats  # scratch of a decision
     touched: Ints  # (m,)
-    watched: Ints  # (m * planes,): the functions whose earliest root is sought
+    watched: Ints  # the functions j * planes + p whose earliest root is sought
 
 
 def new_pattern(dims: Ints, size: int, room: int = 256) -> Pattern:
@@ -436,6 +446,15 @@ def _excess(j, p, theta_size, side, dims, pattern):
 
 
 @kernel
+def _over(j, p, size, side, dims, pattern):
+    """Whether an event is here: with half the margin, so that rounding cannot undo what was located."""
+    margin = 0.5e-11
+    if pattern.mode[j, p] == PLUS or pattern.mode[j, p] == MINUS:
+        margin = 0.5 * _ROUNDING * size
+    return _excess(j, p, size, side, dims, pattern) > -margin
+
+
+@kernel
 def _size(j, theta, d):
     total = 0.0
     for l in range(d):
@@ -466,16 +485,42 @@ def _first_event(gradient, data, dims, work, tableau, state, pattern, reach):
 
 
 @kernel
-def _worst(data, dims, work, pattern, theta):
-    """The largest excess of the watched switching functions at a state."""
+def _watch(data, dims, work, pattern, theta):
+    """Make the functions whose events have happened at a state those that are watched."""
     m, d, planes = dims[4], dims[1], dims[7]
     _look(theta, data, dims, work, pattern, 0)
-    worst = -1e300
+    count = 0
     for j in range(m):
         size = _size(j, theta, d)
         for p in range(planes):
-            if pattern.watched[j * planes + p]:
-                worst = max(worst, _excess(j, p, size, 0, dims, pattern))
+            if _excess(j, p, size, 0, dims, pattern) > 0.0:
+                pattern.watched[count] = j * planes + p
+                count += 1
+    pattern.numbers[WATCHED] = count
+
+
+@kernel
+def _worst(data, dims, work, pattern, theta):
+    """The largest excess of the watched functions at a state."""
+    d, planes = dims[1], dims[7]
+    normals = relu.normals_at(dims)
+    worst = -1e300
+    shares = False
+    for q in range(pattern.numbers[WATCHED]):
+        at = pattern.watched[q]
+        j, p = at // planes, at % planes
+        if pattern.mode[j, p] == SLIDING or pattern.mode[j, p] == RESTING:
+            shares = True
+        height = 0.0
+        for l in range(d):
+            height += theta[j * d + l] * data[normals + p * d + l]
+        pattern.heights[0, at] = height
+    if shares:
+        _look(theta, data, dims, work, pattern, 0)
+    for q in range(pattern.numbers[WATCHED]):
+        at = pattern.watched[q]
+        j = at // planes
+        worst = max(worst, _excess(j, at % planes, _size(j, theta, d), 0, dims, pattern))
     return worst
 
 
@@ -486,17 +531,11 @@ def _locate(gradient, data, dims, work, tableau, state, pattern, low, high):
     The root of the largest excess among the functions that have gone over at the upper end, by the
     Illinois variant of regula falsi with a bisection now and then.
     """
-    m, d, planes = dims[4], dims[1], dims[7]
     t, h = state.clock[T_BEFORE], state.clock[H_BEFORE]
     theta = pattern.node[0]
     resolution = 2.0 * np.finfo(np.float64).eps * max(1.0, abs(t / h))
     explicit.interpolate(gradient, data, dims, work, tableau, state, t + high * h, theta)
-    _look(theta, data, dims, work, pattern, 0)
-    for j in range(m):
-        size = _size(j, theta, d)
-        for p in range(planes):
-            over = _excess(j, p, size, 0, dims, pattern) > 0.0
-            pattern.watched[j * planes + p] = 1 if over else 0
+    _watch(data, dims, work, pattern, theta)
     above = _worst(data, dims, work, pattern, theta)
     explicit.interpolate(gradient, data, dims, work, tableau, state, t + low * h, theta)
     below = min(_worst(data, dims, work, pattern, theta), 0.0)
@@ -538,7 +577,7 @@ def _cut(gradient, data, dims, work, tableau, state, output, pattern, x):
         pattern.touched[j] = 0
         size = _size(j, theta, d)
         for p in range(planes):
-            if _excess(j, p, size, 0, dims, pattern) > 0.0:
+            if _over(j, p, size, 0, dims, pattern):
                 pattern.touched[j] = 1
     arrived, forced = np.full(planes, 9), np.zeros(planes, dtype=np.int64)
     for j in range(m):
@@ -556,19 +595,15 @@ def _cut(gradient, data, dims, work, tableau, state, output, pattern, x):
                 s = pattern.share[0, at]
                 if now == RESTING and s > 1.5:
                     _record(t, j, p, NOT_UNIQUE, data, dims, pattern)
-                elif now == SLIDING and _excess(j, p, size, 0, dims, pattern) > 0.0:
+                elif now == SLIDING and _over(j, p, size, 0, dims, pattern):
                     plus, minus = _pulls(j, p, pattern.force, data, dims)
                     forced[p] = PLUS if s > 0.5 else MINUS
                     if plus - minus >= 0.0:
                         _record(t, j, p, NOT_UNIQUE, data, dims, pattern)
                         forced[p] = -forced[p]
-            elif _excess(j, p, size, 0, dims, pattern) > -_LANDED * size and (
-                abs(pattern.heights[0, at]) <= _LANDED * size or _excess(j, p, size, 0, dims, pattern) > 0.0
-            ):
-                if now * pattern.heights[0, at] <= _ROUNDING * size:
-                    arrived[p] = now
+            elif now * pattern.heights[0, at] <= _LANDED * size and _over(j, p, size, 0, dims, pattern):
+                arrived[p] = now
         decide(t, j, theta, data, dims, work, pattern, arrived, forced)
-        pattern.numbers[DECIDED] += 1
     state.counters[FRESH] = MOVED
     return PAUSED
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from gflow._check import finite_array
+from gflow.problem import Problem
 
 Array = NDArray[np.float64]
 
@@ -31,7 +36,8 @@ class Model(Protocol):
     ``hvp``
         numba function ``hvp(t, theta, v, data, dims, work, out)``: Hessian times ``v``.
     ``invariants(theta)``
-        The conserved quantities (M,) and the size (M,) of the terms that cancel in each.
+        The conserved quantities (M,) and the size (M,) of the terms that cancel in each; with an attribute
+        ``invariants_decay`` r they fall as e^(−rμt) under weight decay μ.
     ``blocks()``
         Slices of ``theta`` (layers, neurons), from whose sizes the default ``atol`` is taken.
     ``end_to_end(theta)``
@@ -49,3 +55,96 @@ class Model(Protocol):
     def kernel_arguments(self, problem: Any) -> tuple[Array, NDArray[np.int64], int]:
         """``data`` (float64), ``dims`` (int64) and the length of ``work`` for this problem."""
         ...
+
+
+class Layered:
+    """Packing of weight matrices, for networks that are a list of them."""
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Shapes of the weight matrices, in the order in which ``theta`` holds them."""
+        raise NotImplementedError
+
+    @property
+    def size(self) -> int:
+        """Number of parameters P."""
+        return sum(rows * cols for rows, cols in self.shapes)
+
+    def pack(self, arrays: Sequence[ArrayLike]) -> Array:
+        """Join the weight matrices to one vector.
+
+        Parameters
+        ----------
+        arrays : sequence of arrays
+            In the order and of the shapes of :attr:`shapes`.
+
+        Returns
+        -------
+        array (P,)
+
+        Raises
+        ------
+        ValueError
+            If the number of arrays or a shape is wrong, or an entry is not finite.
+        """
+        if not hasattr(arrays, "__len__") or isinstance(arrays, str | bytes):
+            raise ValueError(
+                f"arrays must be a sequence of {len(self.shapes)} weight matrices; got {arrays!r:.80}"
+            )
+        if len(arrays) != len(self.shapes):
+            raise ValueError(f"arrays must hold {len(self.shapes)} weight matrices; got {len(arrays)}")
+        parts = [
+            finite_array(f"arrays[{j}]", a, s)
+            for j, (a, s) in enumerate(zip(arrays, self.shapes, strict=True))
+        ]
+        return np.concatenate([part.ravel() for part in parts])
+
+    def unpack(self, theta: ArrayLike) -> list[Array]:
+        """Split parameters into weight matrices, as views where possible.
+
+        Parameters
+        ----------
+        theta : array (..., P)
+
+        Returns
+        -------
+        list of arrays (..., rows, cols)
+            Of the shapes of :attr:`shapes`.
+
+        Raises
+        ------
+        ValueError
+            If the last axis has another length, or theta is not an array of real numbers.
+        """
+        try:
+            if np.iscomplexobj(theta):  # which numpy would cut to its real part
+                raise TypeError("not real numbers")
+            flat: Array = np.asarray(theta, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"theta must be a real array of shape (..., {self.size}); got {theta!r:.80} ({error})"
+            ) from error
+        if flat.ndim == 0 or flat.shape[-1] != self.size:
+            raise ValueError(f"theta must have {self.size} entries on its last axis; got shape {flat.shape}")
+        return [
+            flat[..., block].reshape(*flat.shape[:-1], *shape)
+            for block, shape in zip(self.layers(), self.shapes, strict=True)
+        ]
+
+    def layers(self) -> list[slice]:
+        """The slice of each weight matrix in ``theta``."""
+        ends = list(accumulate(rows * cols for rows, cols in self.shapes))
+        return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+    def blocks(self) -> list[slice]:
+        """Slices of ``theta`` of one size each, for the default ``atol``: the weight matrices."""
+        return self.layers()
+
+    def check_problem(self, problem: Problem, inputs: int, outputs: int) -> None:
+        if not isinstance(problem, Problem):
+            raise ValueError(f"problem must be a gflow.Problem; got {type(problem).__name__}")
+        if (problem.inputs, problem.outputs) != (inputs, outputs):
+            raise ValueError(
+                f"problem must have {inputs} inputs and {outputs} outputs to fit {self}; "
+                f"it has {problem.inputs} and {problem.outputs}"
+            )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gflow._check import finite_array, one_of, positive, positive_int
+from gflow._check import finite_array, generator, one_of, positive, positive_int
 from gflow.kernels import linear as kernels
-from gflow.models.base import Array
+from gflow.models.base import Array, Layered
 from gflow.problem import Problem
 
 
@@ -30,62 +30,10 @@ def _draw(kind: str, rows: int, cols: int, rng: np.random.Generator) -> Array:
     return _orthonormal(rows, cols, rng) if kind == "orthogonal" else np.eye(rows, cols)
 
 
-class _Linear:
-    """What both linear networks share: packing, and the kernels' view of a problem."""
-
-    @property
-    def shapes(self) -> tuple[tuple[int, int], ...]:
-        """Shapes of the weight matrices, in the order in which ``theta`` holds them."""
-        raise NotImplementedError
-
-    @property
-    def size(self) -> int:
-        """Number of parameters P."""
-        return sum(rows * cols for rows, cols in self.shapes)
-
-    def pack(self, arrays: Sequence[ArrayLike]) -> Array:
-        """Join the weight matrices, in the order of :attr:`shapes`, to one vector (P,).
-
-        Raises
-        ------
-        ValueError
-            If the number of arrays or a shape is wrong, or an entry is not finite.
-        """
-        if len(arrays) != len(self.shapes):
-            raise ValueError(f"arrays must hold {len(self.shapes)} weight matrices; got {len(arrays)}")
-        parts = [
-            finite_array(f"arrays[{j}]", a, s)
-            for j, (a, s) in enumerate(zip(arrays, self.shapes, strict=True))
-        ]
-        return np.concatenate([part.ravel() for part in parts])
-
-    def unpack(self, theta: ArrayLike) -> list[Array]:
-        """Split parameters (..., P) into weight matrices (..., rows, cols), as views where possible."""
-        flat: Array = np.asarray(theta, dtype=np.float64)
-        if flat.ndim == 0 or flat.shape[-1] != self.size:
-            raise ValueError(f"theta must have {self.size} entries on its last axis; got shape {flat.shape}")
-        return [
-            flat[..., block].reshape(*flat.shape[:-1], *shape)
-            for block, shape in zip(self.blocks(), self.shapes, strict=True)
-        ]
-
-    def blocks(self) -> list[slice]:
-        """The slice of each weight matrix in ``theta``."""
-        ends = list(accumulate(rows * cols for rows, cols in self.shapes))
-        return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-
-    def _check_problem(self, problem: Problem, inputs: int, outputs: int) -> None:
-        if not isinstance(problem, Problem):
-            raise ValueError(f"problem must be a gflow.Problem; got {type(problem).__name__}")
-        if (problem.inputs, problem.outputs) != (inputs, outputs):
-            raise ValueError(
-                f"problem must have {inputs} inputs and {outputs} outputs to fit {self}; "
-                f"it has {problem.inputs} and {problem.outputs}"
-            )
-
-
 def _kernel_data(problem: Problem) -> tuple[int, int, list[Array]]:
     """Objective, number of samples and arrays of a problem, as the kernels lay them out."""
+    if problem.loss != "square":
+        raise ValueError(f"problem must have the square loss for a linear network; it has {problem.loss!r}")
     x, y = problem.X, problem.Y
     floor = 0.0
     if problem.kind == "regression":
@@ -121,7 +69,7 @@ def _kernel_arguments(
 
 
 @dataclass(frozen=True)
-class DeepLinear(_Linear):
+class DeepLinear(Layered):
     """Deep linear network f(x) = W_N ⋯ W_1 x.
 
     Parameters
@@ -156,6 +104,7 @@ class DeepLinear(_Linear):
             self, "widths", tuple(positive_int(f"widths[{i}]", w) for i, w in enumerate(widths))
         )
 
+    invariants_decay = 2.0  # under weight decay μ they fall as e^(−2μt)
     loss = property(lambda self: kernels.loss)
     gradient = property(lambda self: kernels.gradient)
     hvp = property(lambda self: kernels.hvp)
@@ -173,7 +122,7 @@ class DeepLinear(_Linear):
 
     def kernel_arguments(self, problem: Problem) -> tuple[Array, NDArray[np.int64], int]:
         """``data``, ``dims`` and the length of ``work`` that the kernels need for a problem."""
-        self._check_problem(problem, self.widths[0], self.widths[-1])
+        self.check_problem(problem, self.widths[0], self.widths[-1])
         return _kernel_arguments(self, problem, self.widths)
 
     def init(
@@ -197,8 +146,8 @@ class DeepLinear(_Linear):
         scale : float, or array (min(widths),) for ``"aligned"``
             Size of one layer.
         rng : int, numpy Generator or None
-            Seed or generator; None draws a fresh seed.
-        problem : Problem
+            Seed ≥ 0 or generator; None draws a fresh seed.
+        problem : Problem, optional
             Needed by ``"aligned"`` only.
 
         Returns
@@ -208,10 +157,11 @@ class DeepLinear(_Linear):
         Raises
         ------
         ValueError
-            If the kind is unknown, the scale is not positive, or the problem is missing or of other widths.
+            If the kind is unknown, the scale is not positive, ``rng`` is no seed or generator, or the
+            problem is missing, of other widths or without a target.
         """
         one_of("kind", kind, ("balanced", "aligned", "gaussian", "orthogonal", "identity"))
-        rng = np.random.default_rng(rng)
+        rng = generator("rng", rng)
         if kind == "aligned":
             return self._aligned(scale, rng, problem)
         size = positive("scale", scale)
@@ -233,7 +183,7 @@ class DeepLinear(_Linear):
     def _aligned(self, scale: float | ArrayLike, rng: np.random.Generator, problem: Problem | None) -> Array:
         if problem is None:
             raise ValueError('problem must be given for kind "aligned": its target has the singular vectors')
-        self._check_problem(problem, self.widths[0], self.widths[-1])
+        self.check_problem(problem, self.widths[0], self.widths[-1])
         rank = min(self.widths)
         if np.ndim(scale) == 0:
             strengths = np.full(rank, positive("scale", scale))
@@ -288,7 +238,7 @@ class DeepLinear(_Linear):
 
 
 @dataclass(frozen=True)
-class Symmetric(_Linear):
+class Symmetric(Layered):
     """Symmetric factorisation f(x) = U Uᵀ x.
 
     Parameters
@@ -323,7 +273,7 @@ class Symmetric(_Linear):
 
     def kernel_arguments(self, problem: Problem) -> tuple[Array, NDArray[np.int64], int]:
         """``data``, ``dims`` and the length of ``work`` that the kernels need for a problem."""
-        self._check_problem(problem, self.dimension, self.dimension)
+        self.check_problem(problem, self.dimension, self.dimension)
         return _kernel_arguments(self, problem, (self.dimension, self.rank))
 
     def init(
@@ -337,13 +287,23 @@ class Symmetric(_Linear):
             ``"gaussian"``: entries N(0, scale²); ``"orthogonal"``: scale × Haar orthonormal
             columns or rows; ``"identity"``: scale × I (rectangular).
         scale : float
-            Size of U.
+            Size of U, > 0, as the kind says.
         rng : int, numpy Generator or None
-            Seed or generator; None draws a fresh seed.
+            Seed ≥ 0 or generator; None draws a fresh seed.
+
+        Returns
+        -------
+        theta0 : array (P,)
+            U (dimension, rank), row by row; P = dimension × rank.
+
+        Raises
+        ------
+        ValueError
+            If the kind is unknown, the scale is not positive, or ``rng`` is no seed or generator.
         """
         one_of("kind", kind, ("gaussian", "orthogonal", "identity"))
         size = positive("scale", scale)
-        rng = np.random.default_rng(rng)
+        rng = generator("rng", rng)
         return self.pack([size * _draw(kind, self.dimension, self.rank, rng)])
 
     def end_to_end(self, theta: ArrayLike) -> Array:

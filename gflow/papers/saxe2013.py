@@ -90,11 +90,16 @@ def _random(model: DeepLinear, problem: Problem, start: Array) -> Array:
 
 
 def crossing(depth: int, rtol: float) -> tuple[float, Trajectory]:
-    """When a chain of ``depth`` scalar weights takes its mode from 0.01 to 1.9, on the trajectory."""
+    """When a chain of ``depth`` scalar weights takes its mode from 0.01 to 1.9, on the trajectory.
+
+    NaN if the trajectory, run beyond the predicted time, does not get there.
+    """
     model, problem = DeepLinear((1,) * (depth + 1)), Problem.factorization([[TARGET]], factor=FACTOR)
     start = np.full(depth, FIRST ** (1 / depth))
     end = 1.05 * float(theory.linear.mode_time(FIRST, LAST, TARGET, depth))
     run = flow(model, problem, start, end, rtol=rtol, dense=True)
+    if run.t[-1] < end or not run.end.prod() > LAST:
+        return float("nan"), run
     return float(brentq(lambda t: run.at(t).prod() - LAST, 0.0, end, xtol=1e-14 * end, rtol=1e-14)), run
 
 

@@ -4,31 +4,39 @@ The pure functions are written for L = ½‖W − target‖² (whitened inputs):
 the flow's multiplied by the rate τ = 2 · factor · c, where XᵀX = c Π on the inputs' row space
 (factorisation: τ = 2 · factor).  The predictions do that scaling.
 
-First-order bounds
-------------------
-Let θ̄(t) be the predicted path and θ(t) the true one.  To first order δ = θ − θ̄ obeys δ' = −H(θ̄) δ + f,
-f being what the true flow adds to the idealised one.  With φ(W) the loss as a function of W, convex,
-−λ_min(H) ≤ m = (N − 1) ‖∇φ‖₂ max‖W_j‖₂^(N−2); hence
+Bounds
+------
+Let θ̄(t) be the predicted path, θ(t) the true one, ρ ≥ ‖θ − θ̄‖, ω = max‖W̄_j‖₂, and g = ‖(W̄ − W*) Π‖₂.
+A product of M layers is at most π_M = (ω + ρ/√M)^M in norm, W − W̄ at most Δ(ρ) = (ω + ρ/√N)^N − ω^N,
+and with φ(W) the loss as a function of W, convex, −λ_min(∇²L) ≤ m on the whole ball about θ̄:
 
-    ‖δ(t)‖ ≤ G(t) ‖δ(0)‖ + ∫₀ᵗ G(t)/G(r) ‖f(r)‖ dr,       G(t) = exp ∫₀ᵗ m,
+    ρ' = m ρ + f,    m = τ (N − 1) (g + Δ(ρ)) π_{N−2},
 
-and ‖δW‖₂ ≤ √N max‖W_j‖₂^(N−1) ‖δ‖.  Every ``effect`` below is this bound, its integrals by the
-trapezoidal rule.
+f being the most that the true flow adds to the idealised one anywhere in the ball.  So ‖W − W̄‖₂ ≤ Δ(ρ).
+This is no linearisation: where ρ outgrows ω it blows up in finite time, and the bound is inf from there on.
 
-A start off the aligned ones, however, changes the strengths u_iᵀ W v_i in second order only.  The aligned
-path is invariant when u_i, v_i and the hidden direction i change sign, so that to first order the
-off-diagonal entries of δ do not drive the diagonal ones; and with the strength given, an imbalance within
-one mode enters Σ_l u²/d_l² in second order.  So what reaches the strengths is ε with
-ε' = −H ε − ½ ∇³L[δ, δ], and the second-order part of W itself.  With ω = max‖W_j‖₂ these are bounded by
-‖∇³L[δ, δ]‖ ≤ τ (3 √N (N − 1) ω^(2N−3) + N^{3/2} ω^(N−3) ‖W − W*‖_F) ‖δ‖² (the last term for N ≥ 3) and by
-½ (N − 1) ω^(N−2) ‖δ‖².
+A start off the aligned ones changes the strengths u_iᵀ W v_i in second order only.  The loss is invariant
+when u_i, v_i and the hidden direction i change sign, and its restriction to diagonal layers also when
+the layers of a mode are exchanged; the aligned balanced path consists of fixed points.  So the gradient at
+fixed points has no component off them, their Hessian no entries between the two, and for the part β of
+θ − θ̄ among the fixed points, with ‖D³L[δ, δ]‖ ≤ D ‖δ‖² on the ball,
+
+    β' = m β + ½ D ρ² + f,    D = τ (3 √N (N − 1) π_{N−1} π_{N−2} + N^{3/2} (g + Δ(ρ)) π_{N−3}),
+
+and a strength changes by at most Δ(β) + ½ (N − 1) π_{N−2} ρ².  The smaller of the two bounds counts.
+
+The inequalities are integrated upwards: in each step of the grid the norms along θ̄ are the larger ones of its
+two ends, and ρ is a number that a whole step does not reach.  What is not proved is that no norm along θ̄ peaks
+within a step, and rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,7 +123,7 @@ def mode_time(u0: ArrayLike, uf: ArrayLike, s: ArrayLike, depth: float) -> Array
     Relative accuracy is full also where uf is close to u0 or to s.  Source: arXiv 1312.6120.
     """
     n = _check_depth(depth)
-    start, end, target = np.broadcast_arrays(_real("u0", u0), _real("uf", uf), _real("s", s))
+    start, end, target = _broadcast(u0=_real("u0", u0), uf=_real("uf", uf), s=_real("s", s))
     shape = start.shape
     start, end, target = start.ravel(), end.ravel(), target.ravel()
     limit = target
@@ -168,8 +176,8 @@ def closed_form_time(u0: ArrayLike, uf: ArrayLike, s: ArrayLike, depth: float) -
     Source: arXiv 1312.6120 for N = 2 and ∞; with a = u^(1/3) and c = s^(1/3) the form for N = 3 is that of
     ∫ da / (a² (c³ − a³)).
     """
-    start, end, target = _real("u0", u0), _real("uf", uf), _real("s", s)
-    if depth not in _ANTIDERIVATIVES:
+    start, end, target = _broadcast(u0=_real("u0", u0), uf=_real("uf", uf), s=_real("s", s))
+    if isinstance(depth, bool) or not isinstance(depth, Real) or depth not in _ANTIDERIVATIVES:
         raise ValueError(f"depth must be 1, 2, 3, 4 or np.inf to have an elementary form; got {depth!r}")
     for name, u in (("u0", start), ("uf", end)):
         if np.any((u <= 0) | (u >= target)):
@@ -205,7 +213,10 @@ def _check_depth(depth: float) -> float:
 def _real(name: str, value: ArrayLike, lowest: float = -np.inf, infinite: bool = False) -> Array:
     """A float64 array, or a ValueError that names it."""
     try:
-        array = np.asarray(value, dtype=np.float64)
+        raw = np.asarray(value)
+        if raw.dtype.kind in "USc":  # which numpy would read, or make real
+            raise TypeError("not real numbers")
+        array = raw.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be real numbers; got {value!r:.80}") from error
     bad = np.isnan(array) | (array < lowest) | (np.isinf(array) & (not infinite))
@@ -213,6 +224,18 @@ def _real(name: str, value: ArrayLike, lowest: float = -np.inf, infinite: bool =
         least = "" if lowest == -np.inf else f" >= {lowest:g}"
         raise ValueError(f"{name} must be {'' if infinite else 'finite '}numbers{least}; got {array[bad][0]}")
     return array
+
+
+def _broadcast(**arrays: Array) -> tuple[Array, ...]:
+    """The arrays in one shape, or a ValueError that names them."""
+    try:
+        return tuple(np.broadcast_arrays(*arrays.values()))
+    except ValueError as error:
+        *names, last = arrays
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise ValueError(
+            f"{', '.join(names)} and {last} must have shapes that broadcast together; got {shapes}"
+        ) from error
 
 
 def _exponents(n: float) -> tuple[float, float, float]:
@@ -223,8 +246,9 @@ def _exponents(n: float) -> tuple[float, float, float]:
 def _evolve(t: ArrayLike, s: ArrayLike, u0: ArrayLike, depth: float) -> tuple[Array, Array]:
     """u(t) and s − u(t)."""
     n = _check_depth(depth)
-    values = (_real("t", t, 0.0, infinite=True), _real("s", s), _real("u0", u0))
-    times, target, start = np.broadcast_arrays(*values)
+    times, target, start = _broadcast(
+        t=_real("t", t, 0.0, infinite=True), s=_real("s", s), u0=_real("u0", u0)
+    )
     if n == 1:
         decay = np.exp(-times)
         return (start * decay - target * np.expm1(-times))[()], ((target - start) * decay)[()]
@@ -424,8 +448,9 @@ def unbalanced_mode(t: ArrayLike, s: ArrayLike, a0: ArrayLike, b0: ArrayLike) ->
     c = 0, and the smaller factor keeps its relative accuracy.
     Source: arXiv 1312.6120 (hyperbolic coordinates), here without their singularities.
     """
-    values = (_real("t", t, 0.0), _real("s", s), _real("a0", a0), _real("b0", b0))
-    times, target, a, b = np.broadcast_arrays(*values)
+    times, target, a, b = _broadcast(
+        t=_real("t", t, 0.0), s=_real("s", s), a0=_real("a0", a0), b0=_real("b0", b0)
+    )
     big, small = np.maximum(np.abs(a), np.abs(b)), np.minimum(np.abs(a), np.abs(b))
     same = np.where((a < 0) == (b < 0), 1.0, -1.0)
     with np.errstate(under="ignore"):
@@ -751,110 +776,165 @@ def _distance(weights: list[Array], others: list[Array]) -> float:
 
 
 class _Sizes(NamedTuple):
-    """Norms (T,) along a predicted path."""
+    """Norms along a predicted path: arrays (T,), or numbers at one time."""
 
-    spectral: Array  # ‖(W − W*) Π‖₂
-    frobenius: Array  # ‖(W − W*) Π‖_F
-    layer: Array  # max ‖W_j‖₂
-    theta: Array  # ‖θ‖
+    spectral: Any  # ‖(W − W*) Π‖₂
+    frobenius: Any  # ‖(W − W*) Π‖_F
+    layer: Any  # max ‖W_j‖₂
+    theta: Any  # ‖θ‖
+
+
+class _Cause(NamedTuple):
+    """What takes the true path from the predicted one."""
+
+    start: float = 0.0  # ‖θ − θ̄‖ at t = 0
+    even: float | None = None  # the part of it that changes strengths in first order; None: all of it
+    off: float = 0.0  # ‖[AᵀB; W_2 B]‖_F of two layers, see two_layer; the change of W that grows with it
+    forcing: tuple[Callable[[_Sizes], Any], ...] = ()  # ‖f‖, given norms in the ball about θ̄
+
+    def __add__(self, other: _Cause) -> _Cause:  # type: ignore[override]
+        even = other.even if self.even is None else self.even
+        return _Cause(self.start + other.start, even, self.off + other.off, self.forcing + other.forcing)
 
 
 @dataclass(frozen=True)
 class _Path:
-    """A predicted path, as far as the first-order bounds (see the module) need it."""
+    """A predicted path, as far as the bounds (see the module) need it."""
 
     depth: int
     rate: float
+    whiteness: float  # 1 + whitening defect
     sizes: Callable[[Array], _Sizes]
     landmarks: Array = field(default_factory=lambda: np.empty(0))  # times that resolve the path's transitions
-    _last: dict[bytes, tuple[Array, _Sizes, Array]] = field(default_factory=dict, repr=False)
+    _last: dict[bytes, tuple[Array, _Sizes]] = field(default_factory=dict, repr=False)
 
-    def effect(
-        self, start: float = 0.0, forcing: Callable[[_Sizes], Array] | None = None, direct: bool = False
-    ) -> Callable[[Array], Array]:
-        """Bound on the observable's change by a distance at the start and a forcing ‖f‖ of θ.
-
-        ``direct``: the start's defect grows by G(t) and is itself the change of W.
-        """
+    def bound(self, cause: _Cause) -> Callable[[Array], Array]:
+        """Bound on the observable's change up to times (T,)."""
 
         def bound(t: Array) -> Array:
-            grid, sizes, exponent = self._on_grid(t)
-            push = np.zeros_like(grid) if forcing is None else forcing(sizes)
-            change = _carry(grid, exponent, start, push)
-            return _worst_so_far(t, grid, change if direct else self._lipschitz(sizes) * change)
+            if not t.size:
+                return np.zeros(0)
+            grid, sizes = self._on_grid(t)
+            reached = self._distances(cause, grid, sizes)
+            change = [
+                self._change(_Sizes(*(float(size[i]) for size in sizes)), cause, *state)
+                for i, state in enumerate(reached)
+            ]
+            return np.maximum.accumulate(change)[np.searchsorted(grid, t)]
 
         return bound
 
-    def start_effect(self, start: float, diagonal: float, share: float = 1.0) -> Callable[[Array], Array]:
-        """Bound on the change of the strengths by a start at a distance from an aligned one, times ``share``.
+    def _change(self, z: _Sizes, cause: _Cause, rho: float, beta: float, off: float) -> float:
+        n = self.depth
+        if rho == np.inf:
+            return np.inf
+        change = _widened(z.layer, rho, n)
+        if cause.even is not None:
+            bent = 0.5 * (n - 1) * _ball(z.layer, rho, n - 2) * rho**2
+            change = min(change, _widened(z.layer, beta, n) + bent)
+        return change + off
 
-        Strengths change in second order only (see the module): the smaller of the bounds of either order.
-        ``diagonal``: the part of the distance that changes a strength in first order.
-        """
-        n, rate = self.depth, self.rate
+    def _distances(self, cause: _Cause, grid: Array, sizes: _Sizes) -> list[tuple[float, float, float]]:
+        """(ρ, β, off) at the times of the grid, inf from where they blow up."""
+        state = (cause.start, cause.start if cause.even is None else cause.even, cause.off)
+        reached = [state]
+        larger = np.array([np.maximum(size[1:], size[:-1]) for size in sizes])
+        for length, values in zip(np.diff(grid), larger.T, strict=True):
+            if state[0] < np.inf:
+                state = self._over(float(length), _Sizes(*values.tolist()), cause, state)
+            reached.append(state)
+        return reached
 
-        def bound(t: Array) -> Array:
-            grid, sizes, exponent = self._on_grid(t)
-            layer, still = sizes.layer, np.zeros_like(grid)
-            change = _carry(grid, exponent, start, still)
-            first = self._lipschitz(sizes) * change
-            third = 3 * np.sqrt(n) * (n - 1) * layer ** (2 * n - 3)
-            if n > 2:
-                third = third + n**1.5 * layer ** (n - 3) * sizes.frobenius
-            with np.errstate(over="ignore", invalid="ignore"):
-                bent = _carry(grid, exponent, diagonal, 0.5 * rate * third * change**2)
-                second = self._lipschitz(sizes) * bent + 0.5 * (n - 1) * layer ** (n - 2) * change**2
-            return share * _worst_so_far(t, grid, np.fmin(first, second))
+    def _over(
+        self, length: float, z: _Sizes, cause: _Cause, state: tuple[float, float, float]
+    ) -> tuple[float, float, float]:
+        """The state after a step of the grid, in parts so short that ρ is bounded ahead."""
+        left, part = length, length
+        while left > 0:
+            part = min(part, left)
+            after = self._part(part, z, cause, state)
+            if after is None:
+                part *= 0.5
+                if part < 1e-4 * length:
+                    return np.inf, np.inf, np.inf
+                continue
+            state, left, part = after, left - part, 2 * part
+        return state
 
-        return bound
+    def _part(
+        self, time: float, z: _Sizes, cause: _Cause, state: tuple[float, float, float]
+    ) -> tuple[float, float, float] | None:
+        """The state after a time in which ρ does not reach the number that is tried; None if it may."""
+        rho, beta, off = state
+        n, rate, most = self.depth, self.rate, rho
+        for factor in (1.001, 1.01, 1.1, 0.0):
+            wider = _widened(z.layer, most, n)
+            gap, near = z.spectral + wider, _ball(z.layer, most, n - 2)
+            growth = (n - 1) * rate * self.whiteness * gap * near
+            ball = _Sizes(gap, z.frobenius + wider, z.layer + most, z.theta + most)
+            push = float(sum(f(ball) for f in cause.forcing))
+            if not growth * time < 50 or not push < 1e100:
+                return None
+            grown = math.exp(growth * time)
+            spread = math.expm1(growth * time) / growth if growth > 0 else time
+            after = grown * rho + spread * push
+            if after <= most:
+                third = 3 * np.sqrt(n) * (n - 1) * _ball(z.layer, most, n - 1) * near
+                if n > 2:
+                    third += n**1.5 * gap * _ball(z.layer, most, n - 3)
+                bend = 0.5 * rate * third * after**2
+                return after, grown * beta + spread * (push + bend), grown * off
+            most = factor * after
+            if not most < 1e50:
+                return None
+        return None
 
-    def _lipschitz(self, sizes: _Sizes) -> Array:
-        return np.sqrt(self.depth) * sizes.layer ** (self.depth - 1)
-
-    def _on_grid(self, t: Array) -> tuple[Array, _Sizes, Array]:
-        """A grid that resolves the path up to max t, the path's sizes, and ln G."""
+    def _on_grid(self, t: Array) -> tuple[Array, _Sizes]:
+        """A grid that resolves the path up to max t, and the path's sizes."""
         key = t.tobytes()
         if key in self._last:
             return self._last[key]
-        end, n = float(np.max(t, initial=0.0)), self.depth
+        end = float(np.max(t))
         marks = self.landmarks[self.landmarks < end]
-        grid = np.unique(np.concatenate([[0.0], np.linspace(0.0, end, 201), marks, t]))
-        sizes = self.sizes(grid)
-        growth = (n - 1) * self.rate * sizes.spectral * (sizes.layer ** (n - 2) if n > 2 else 1.0)
+        grid = np.unique(np.concatenate([[0.0], np.linspace(0.0, end, 401), marks, t]))
         self._last.clear()  # one set of times serves all hypotheses
-        self._last[key] = grid, sizes, _integral(growth, grid)
+        self._last[key] = grid, self.sizes(grid)
         return self._last[key]
 
-    def common(self, inputs: _Inputs, problem: Problem, scale: float) -> list[Hypothesis]:
+    def common(self, inputs: _Inputs, problem: Problem, scale: float) -> list[tuple[Hypothesis, _Cause]]:
         """The hypotheses of every closed form: white inputs, no weight decay."""
         n, mu, rate = self.depth, problem.weight_decay, self.rate
-        unwhite = self.effect(
-            forcing=lambda z: np.sqrt(n) * z.layer ** (n - 1) * rate * inputs.defect * z.frobenius
-        )
         learning = n * rate * scale ** (2 - 2 / n)
+        decay = (mu / learning if learning > 0 else np.inf) if mu > 0 else 0.0
+        unwhite = np.sqrt(n) * rate * inputs.defect
         return [
-            Hypothesis("inputs white on their row space", inputs.defect, effect=unwhite),
-            Hypothesis(
-                "no weight decay",
-                (mu / learning if learning > 0 else np.inf) if mu > 0 else 0.0,
-                effect=self.effect(forcing=lambda z: mu * z.theta),
+            self.hypothesis(
+                "inputs white on their row space",
+                inputs.defect,
+                _Cause(forcing=(lambda z: unwhite * z.layer ** (n - 1) * z.frobenius,)),
             ),
+            self.hypothesis("no weight decay", decay, _Cause(forcing=(lambda z: mu * z.theta,))),
         ]
 
+    def hypothesis(self, name: str, defect: float, cause: _Cause) -> tuple[Hypothesis, _Cause]:
+        return Hypothesis(name, defect, effect=self.bound(cause)), cause
 
-def _integral(values: Array, grid: Array) -> Array:
-    return np.concatenate([[0.0], np.cumsum(0.5 * (values[1:] + values[:-1]) * np.diff(grid))])
-
-
-def _carry(grid: Array, exponent: Array, start: float, push: Array) -> Array:
-    """G(t) start + ∫ G(t)/G(r) push(r) dr; inf on overflow."""
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        out = np.exp(exponent) * (start + _integral(push * np.exp(-exponent), grid))
-    return np.where(np.isnan(out), np.inf, out)
+    def together(self, causes: Iterable[_Cause]) -> Callable[[Array], Array]:
+        """Bound for all causes at once."""
+        return self.bound(sum(causes, _Cause()))
 
 
-def _worst_so_far(t: Array, grid: Array, change: Array) -> Array:
-    return np.maximum.accumulate(change)[np.searchsorted(grid, t)]
+def _ball(layer: float, rho: float, count: int) -> float:
+    """Largest norm of a product of ``count`` layers, each of norm ≤ ``layer`` but for changes of ρ in all."""
+    return (layer + rho / math.sqrt(count)) ** count if count > 0 else 1.0
+
+
+def _widened(layer: float, rho: float, count: int) -> float:
+    """``_ball(layer, rho, count) − layer**count``, however small."""
+    more = rho / math.sqrt(count)
+    if more >= layer:
+        return (layer + more) ** count - layer**count
+    return layer**count * math.expm1(count * math.log1p(more / layer))
 
 
 def _polar(matrix: Array) -> Array:
@@ -906,13 +986,15 @@ def _row_space(inputs: _Inputs, v: Array, strengths: Array) -> tuple[Array, Arra
     return kept, np.abs(strengths) * np.linalg.norm(inside - kept * v, axis=0)
 
 
-def _row_space_hypothesis(path: _Path, inputs: _Inputs, astray: Array, strengths: Array) -> list[Hypothesis]:
+def _row_space_hypothesis(
+    path: _Path, inputs: _Inputs, astray: Array, strengths: Array
+) -> list[tuple[Hypothesis, _Cause]]:
     if inputs.complete:
         return []
     n, size = path.depth, float(np.linalg.norm(astray))
-    effect = path.effect(forcing=lambda z: np.sqrt(n) * z.layer ** (n - 1) * path.rate * size)
+    cause = _Cause(forcing=(lambda z: np.sqrt(n) * z.layer ** (n - 1) * path.rate * size,))
     defect = _relative(float(astray.max()), float(np.abs(strengths).max()))
-    return [Hypothesis("each mode inside or outside the row space of the inputs", defect, effect=effect)]
+    return [path.hypothesis("each mode inside or outside the row space of the inputs", defect, cause)]
 
 
 def _landmarks(u0: Array, s: Array, rates: Array, n: int) -> Array:
@@ -972,8 +1054,9 @@ def modes(model: DeepLinear, problem: Problem, theta0: ArrayLike, force: bool = 
     Notes
     -----
     Modes beyond the network's rank min(widths), and right singular vectors outside the row space of the
-    inputs, do not move.  The distance from a nearest aligned balanced start is shared between the effects of
-    the two hypotheses in proportion to their defects.  Source: arXiv 1312.6120.
+    inputs, do not move.  ``bound`` holds for any start, see the module, and is inf from where it ceases to say
+    anything.  The hypotheses of balance and of alignment have one effect, that of the distance from a nearest
+    aligned balanced start.  Source: arXiv 1312.6120.
     """
     weights = _weights(model, problem, theta0, "theta0", _DETERMINED)
     inputs, n = _inputs(problem), model.depth
@@ -982,8 +1065,11 @@ def modes(model: DeepLinear, problem: Problem, theta0: ArrayLike, force: bool = 
     kept, astray = _row_space(inputs, v, u0)
     rates = inputs.rate * kept
 
+    idle = float(np.linalg.norm(w - u * u0 @ v.T)) if n == 1 else 0.0  # what one layer has beside the modes
+
     def formula(t: Array) -> Array:
-        return mode_strength(rates * t[:, None], s, u0, n)
+        scaled = np.multiply(rates, t[:, None], out=np.zeros((len(t), len(rates))), where=rates > 0)
+        return mode_strength(scaled, s, u0, n)
 
     def sizes(t: Array) -> _Sizes:
         scaled = rates * t[:, None]
@@ -991,27 +1077,32 @@ def modes(model: DeepLinear, problem: Problem, theta0: ArrayLike, force: bool = 
         layers = np.abs(mode_strength(scaled, s, u0, n)) ** (1 / n)
         return _Sizes(
             gap.max(axis=1),
-            np.linalg.norm(gap, axis=1),
+            np.hypot(np.linalg.norm(gap, axis=1), idle),
             layers.max(axis=1),
-            np.sqrt(n) * np.linalg.norm(layers, axis=1),
+            np.hypot(np.sqrt(n) * np.linalg.norm(layers, axis=1), idle),
         )
 
-    path = _Path(n, inputs.rate, sizes, _landmarks(u0, s, rates, n))
-    hypotheses = path.common(inputs, problem, float(s[0]))
+    path = _Path(n, inputs.rate, 1 + inputs.defect, sizes, _landmarks(u0, s, rates, n))
+    listed = path.common(inputs, problem, float(s[0]))
+    listed += _row_space_hypothesis(path, inputs, astray, u0)
+    hypotheses, causes = [h for h, _ in listed], [cause for _, cause in listed]
     if n > 1:
-        unbalanced = _balance_defect(weights)
-        askew = _relative(_norm2(w - u * u0 @ v.T), _norm2(w))
         nearest = _nearest_aligned(weights, u, u0, v)
-        distance, diagonal = _distance(weights, nearest), _diagonal_part(weights, nearest, u, u0, v)
-        share = unbalanced / (unbalanced + askew) if unbalanced + askew > 0 else 0.0
-        shares = [path.start_effect(distance, diagonal, part) for part in (share, 1 - share)]
-        hypotheses += [
-            Hypothesis("balanced start", unbalanced, effect=shares[0]),
-            Hypothesis("start aligned with the target", askew, effect=shares[1]),
+        start = _Cause(_distance(weights, nearest), _diagonal_part(weights, nearest, u, u0, v))
+        askew = _relative(_norm2(w - u * u0 @ v.T), _norm2(w))
+        hypotheses[2:2] = [
+            Hypothesis("balanced start", _balance_defect(weights), effect=path.bound(start)),
+            Hypothesis("start aligned with the target", askew, effect=path.bound(start)),
         ]
-    hypotheses += _row_space_hypothesis(path, inputs, astray, u0)
+        causes.append(start)
     return Prediction(
-        "mode_strengths", tuple(hypotheses), "arXiv 1312.6120", formula, forced=force, labels=_labels(len(s))
+        "mode_strengths",
+        tuple(hypotheses),
+        "arXiv 1312.6120",
+        formula,
+        forced=force,
+        labels=_labels(len(s)),
+        together=path.together(causes),
     )
 
 
@@ -1078,22 +1169,27 @@ def unbalanced_modes(
             np.sqrt(np.sum(x**2 + y**2, axis=1)),
         )
 
-    path = _Path(2, inputs.rate, sizes)
+    path = _Path(2, inputs.rate, 1 + inputs.defect, sizes)
     distance = _distance(weights, nearest)
     off = [np.einsum("hi,hd,di->i", frame, weights[0] - nearest[0], v)]
     off.append(np.einsum("ki,kh,hi->i", u, weights[1] - nearest[1], frame))
     diagonal = float(np.linalg.norm(off))
     scale = float(np.sqrt(sum(np.sum(w**2) for w in weights)))
     defect = _relative(distance, scale)
-    hypotheses = [
+    start = _Cause(distance, diagonal)
+    listed = [
         *path.common(inputs, problem, float(s[0])),
-        Hypothesis(
-            "both layers diagonal in one hidden basis", defect, effect=path.start_effect(distance, diagonal)
-        ),
+        path.hypothesis("both layers diagonal in one hidden basis", defect, start),
         *_row_space_hypothesis(path, inputs, astray, a),
     ]
     return Prediction(
-        "mode_strengths", tuple(hypotheses), "arXiv 1312.6120", formula, forced=force, labels=_labels(len(s))
+        "mode_strengths",
+        tuple(h for h, _ in listed),
+        "arXiv 1312.6120",
+        formula,
+        forced=force,
+        labels=_labels(len(s)),
+        together=path.together(cause for _, cause in listed),
     )
 
 
@@ -1124,9 +1220,11 @@ def two_layer(model: DeepLinear, problem: Problem, theta0: ArrayLike, force: boo
 
     Notes
     -----
-    The formula, :func:`riccati`, is exact without the hypotheses on rank and sign.  Where a sign obstruction
-    stands in the way (λ = 0, W square and not bottlenecked, det W(0) and det W* of opposite signs) the exact
-    flow converges to a strict saddle; rounding makes any computed one, this included, leave it in the end.
+    The formula, :func:`riccati`, is exact for any ranks of start and target: that they are full, as the source
+    supposes, is no hypothesis here.  Where a sign obstruction stands in the way (λ = 0, W square on the row
+    space of the inputs and not bottlenecked, det W(0) and det W* of opposite signs there) it is refused although
+    exact: the flow converges to a strict saddle, which rounding makes any computed one, this included, leave in
+    the end.  (So do computed flows from a balanced start that lacks ranks of the target, from 1e-16 upwards.)
     The part B of W_1 off the row space never moves; W_2 B and AᵀB stay 0 if they start so, which is a
     hypothesis when X has not full column rank.  A start that misses λ-balance by Δ follows the formula but
     for a forcing ½ Q Δ(t), where ‖Δ(t)‖ does not grow.
@@ -1156,41 +1254,37 @@ def two_layer(model: DeepLinear, problem: Problem, theta0: ArrayLike, force: boo
             np.sqrt(np.trace(qq, axis1=1, axis2=2)),
         )
 
-    path = _Path(2, inputs.rate, sizes)
+    path = _Path(2, inputs.rate, 1 + inputs.defect, sizes)
     miss = float(np.linalg.norm(excess))
-    exact = np.zeros_like
-    start = w2 @ active
-    smallest = _EPS * max(k, d, h)
-    lacking = [
-        rank - int(np.linalg.matrix_rank(matrix, rtol=smallest))
-        for matrix, rank in ((start, min(h, k, len(inputs.rows))), (target, min(k, len(inputs.rows))))
-    ]
-    hypotheses = [
+    missing = _Cause(forcing=(lambda z: inputs.rate * miss * z.layer / np.sqrt(2),))
+    listed = [
         *path.common(inputs, problem, _norm2(target)),
-        Hypothesis(
-            "λ-balanced start",
-            missed,
-            effect=path.effect(forcing=lambda z: inputs.rate * miss * z.layer / np.sqrt(2)),
-        ),
-        Hypothesis("start of full rank (defect: ranks missing)", float(lacking[0]), effect=exact),
-        Hypothesis("target of full rank (defect: ranks missing)", float(lacking[1]), effect=exact),
+        path.hypothesis("λ-balanced start", missed, missing),
     ]
     zero_balanced = abs(balance) <= 1e-10 * max(_norm2(w2) ** 2, _norm2(active) ** 2)
-    if zero_balanced and k == d and h >= d and not any(lacking):
-        opposite = float(np.linalg.slogdet(start)[0] != np.linalg.slogdet(target)[0])
+    if zero_balanced and k == len(inputs.rows) <= h:
+        ends = [w @ inputs.rows.T for w in (w2 @ active, target)]
+        full = all(np.linalg.matrix_rank(w, rtol=_EPS * max(k, d, h)) == k for w in ends)
+        opposite = full and np.linalg.slogdet(ends[0])[0] != np.linalg.slogdet(ends[1])[0]
         name = "no sign obstruction (defect: 1 if det W(0) det W* < 0)"
-        hypotheses.append(Hypothesis(name, opposite, effect=exact))
+        listed.append((Hypothesis(name, float(opposite), effect=np.zeros_like), _Cause()))
     if not inputs.complete:
         moving = np.vstack([active.T @ frozen, w2 @ frozen])
-        size = float(np.linalg.norm(moving))
         defect = _relative(_norm2(moving), max(_norm2(w1), _norm2(w2)) ** 2)
-        effect = path.effect(size, direct=True)
-        hypotheses.append(Hypothesis("nothing moves off the row space of the inputs", defect, effect=effect))
+        cause = _Cause(off=float(np.linalg.norm(moving)))
+        listed.append(path.hypothesis("nothing moves off the row space of the inputs", defect, cause))
 
     def formula(t: Array) -> Array:
         return squares(t)[:, d:, :d]
 
-    return Prediction("end_to_end", tuple(hypotheses), "arXiv 2409.14623", formula, forced=force)
+    return Prediction(
+        "end_to_end",
+        tuple(h for h, _ in listed),
+        "arXiv 2409.14623",
+        formula,
+        forced=force,
+        together=path.together(cause for _, cause in listed),
+    )
 
 
 @dataclass(frozen=True)

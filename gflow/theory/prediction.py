@@ -28,8 +28,8 @@ class Hypothesis:
     tolerance : float
         The largest defect with which it counts as fulfilled.
     effect : callable, optional
-        ``effect(t)`` (T,): first-order estimate of the largest absolute change of the predicted
-        observable that the defect causes up to time t.
+        ``effect(t)`` (T,): bound on the absolute change of the predicted observable that the defect
+        causes up to time t if the other hypotheses hold; inf where none is known.
     """
 
     name: str
@@ -63,6 +63,9 @@ class Prediction:
         Whether it computes although a hypothesis fails.
     labels : tuple of str
         Names of the observable's last axis, for legends.
+    together : callable, optional
+        ``together(t)`` (T,): bound on the absolute change that all defects cause together, which may exceed
+        the sum of their effects.  Without it the effects are added, which is right to first order only.
     """
 
     observable: str
@@ -71,6 +74,7 @@ class Prediction:
     formula: Callable[[Array], Array] = field(repr=False)
     forced: bool = False
     labels: tuple[str, ...] = ()
+    together: Callable[[Array], Array] | None = field(default=None, repr=False, compare=False)
 
     @property
     def applies(self) -> bool:
@@ -84,18 +88,30 @@ class Prediction:
         ------
         Refused
             If a hypothesis fails and the prediction was not made with ``force=True``.
+        ValueError
+            If t is not one-dimensional, or holds anything but numbers ≥ 0; inf is allowed where the closed
+            form has a limit.
         """
-        times = np.atleast_1d(np.asarray(t, dtype=np.float64))
+        times = _times(t, infinite=True)
         if not self.applies and not self.forced:
             raise Refused(self._refusal(times))
         return self.formula(times)
 
     def bound(self, t: ArrayLike) -> Array:
-        """First-order bound (T,) on the change of the observable that all defects cause, absolute.
+        """Bound (T,) on the absolute change of the observable that all defects cause up to time t.
 
-        Infinite where a hypothesis that fails offers no estimate.
+        Infinite where none is known.
+
+        Raises
+        ------
+        ValueError
+            If t is not one-dimensional, or holds anything but finite numbers ≥ 0.
         """
-        times = np.atleast_1d(np.asarray(t, dtype=np.float64))
+        times = _times(t)
+        if all(h.defect == 0 for h in self.hypotheses):
+            return np.zeros(len(times))
+        if self.together is not None:
+            return self.together(times)
         total = np.zeros(len(times))
         for h in self.hypotheses:
             if h.effect is not None and h.defect > 0:
@@ -106,13 +122,31 @@ class Prediction:
 
     def _refusal(self, times: Array) -> str:
         failed = "; ".join(str(h) for h in self.hypotheses if not h.holds)
-        worst = float(np.max(self.bound(times)))
+        worst = float(np.max(self.bound(times), initial=0.0)) if np.isfinite(times).all() else np.inf
         effect = (
-            f"to first order it would change the prediction by up to {worst:.2g} at these times"
+            f"it changes the prediction by at most {worst:.2g} at these times"
             if np.isfinite(worst)
-            else "no first-order bound on its effect is known"
+            else "no bound on its effect at these times is known"
         )
         return (
             f"prediction of {self.observable} ({self.reference}) refused: {failed}; {effect}. "
-            "bound(t) gives the estimate; force=True computes the formula all the same."
+            "bound(t) gives the bound; force=True computes the formula all the same."
         )
+
+
+def _times(t: ArrayLike, infinite: bool = False) -> Array:
+    """Times (T,), or a ValueError that says what came."""
+    wanted = f"t must be {'numbers' if infinite else 'finite numbers'} >= 0 of shape (T,)"
+    try:
+        raw = np.asarray(t)
+    except ValueError as error:
+        raise ValueError(f"{wanted}; got {t!r:.80}") from error
+    if raw.size and raw.dtype.kind not in "iuf":
+        raise ValueError(f"{wanted}; got {t!r:.80}")
+    times = np.atleast_1d(raw.astype(np.float64))
+    if times.ndim != 1:
+        raise ValueError(f"{wanted}; got shape {times.shape}")
+    bad = ~(times >= 0) | (np.isinf(times) & (not infinite))
+    if bad.any():
+        raise ValueError(f"{wanted}; got {times[bad][0]:g}")
+    return times
