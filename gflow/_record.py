@@ -344,7 +344,7 @@ class _Encoder:
 
 
 def _missing(value: Any, reason: str) -> dict[str, Any]:
-    named = value if hasattr(value, "__qualname__") else type(value)
+    named = value if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType) else type(value)
     return {"missing": [f"{named.__module__}:{named.__qualname__}", reason]}
 
 

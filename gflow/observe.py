@@ -20,34 +20,113 @@ Array = NDArray[np.float64]
 
 
 def loss(model: Any, problem: Any, theta: ArrayLike) -> float:
-    """Loss."""
-    return Objective(model, problem).loss(theta)
+    """Loss L(θ), weight decay included.
 
+    Parameters
+    ----------
+    model : Model with a ``loss``
+    problem : Problem
+    theta : array (P,)
 
-def gradient_norm(model: Any, problem: Any, theta: ArrayLike) -> float:
-    """Euclidean norm of the gradient."""
-    return float(np.linalg.norm(Objective(model, problem).gradient(theta)))
-
-
-def end_to_end(model: Any, problem: Any, theta: ArrayLike) -> Array:
-    """End-to-end map W (k, d)."""
-    return _need(model, "end_to_end")(theta)
-
-
-def singular_values(model: Any, problem: Any, theta: ArrayLike) -> Array:
-    """Singular values (min(k, d),) of the end-to-end map, descending."""
-    return np.asarray(np.linalg.svd(end_to_end(model, problem, theta), compute_uv=False), dtype=np.float64)
-
-
-def mode_strengths(model: Any, problem: Any, theta: ArrayLike) -> Array:
-    """Strengths u_iᵀ W v_i (min(k, d),) of the end-to-end map in the singular basis of the target.
-
-    Source: arXiv 1312.6120.
+    Returns
+    -------
+    float
 
     Raises
     ------
     ValueError
-        If the problem determines no target (sensing, completion).
+        If the model has no loss or does not fit the problem, or theta is not a finite array (P,).
+    """
+    return Objective(model, problem).loss(theta)
+
+
+def gradient_norm(model: Any, problem: Any, theta: ArrayLike) -> float:
+    """Euclidean norm ‖∇L(θ)‖ of the gradient.
+
+    Parameters
+    ----------
+    model : Model
+    problem : Problem
+    theta : array (P,)
+
+    Returns
+    -------
+    float
+        In units of loss / parameter.
+
+    Raises
+    ------
+    ValueError
+        If the model does not fit the problem, or theta is not a finite array (P,).
+    """
+    return float(np.linalg.norm(Objective(model, problem).gradient(theta)))
+
+
+def end_to_end(model: Any, problem: Any, theta: ArrayLike) -> Array:
+    """End-to-end map W.
+
+    Parameters
+    ----------
+    model : Model with an ``end_to_end`` map
+    problem : Problem
+    theta : array (P,)
+
+    Returns
+    -------
+    array (k, d)
+        Outputs by inputs.
+
+    Raises
+    ------
+    ValueError
+        If the model has no end-to-end map, or theta is not a finite array (P,).
+    """
+    return _need(model, "end_to_end")(theta)
+
+
+def singular_values(model: Any, problem: Any, theta: ArrayLike) -> Array:
+    """Singular values of the end-to-end map.
+
+    Parameters
+    ----------
+    model : Model with an ``end_to_end`` map
+    problem : Problem
+    theta : array (P,)
+
+    Returns
+    -------
+    array (min(k, d),)
+        Descending.
+
+    Raises
+    ------
+    ValueError
+        If the model has no end-to-end map, or theta is not a finite array (P,).
+    """
+    return np.asarray(np.linalg.svd(end_to_end(model, problem, theta), compute_uv=False), dtype=np.float64)
+
+
+def mode_strengths(model: Any, problem: Any, theta: ArrayLike) -> Array:
+    """Strengths u_iᵀ W v_i of the end-to-end map in the singular basis of the target.
+
+    The basis is ``problem.target_svd``.  Source: arXiv 1312.6120.
+
+    Parameters
+    ----------
+    model : Model with an ``end_to_end`` map
+    problem : Problem
+    theta : array (P,)
+
+    Returns
+    -------
+    array (min(k, d),)
+        In the order of the target's singular values, descending; a strength may be negative.
+
+    Raises
+    ------
+    ValueError
+        If the problem determines no target (it is of kind ``"sensing"`` or ``"completion"``), the model
+        has no end-to-end map, or theta is not a finite array (P,).
     """
     u, _, v = problem.target_svd
     return np.einsum("ai,ab,bi->i", u, end_to_end(model, problem, theta), v)
@@ -88,22 +167,94 @@ def effective_ranks(matrix: ArrayLike) -> dict[str, float]:
 
 
 def nuclear_rank(model: Any, problem: Any, theta: ArrayLike) -> float:
-    """Effective rank ‖W‖_* / ‖W‖₂ of the end-to-end map (arXiv 2011.13772)."""
+    """Effective rank ‖W‖_* / ‖W‖₂ of the end-to-end map (arXiv 2011.13772).
+
+    Parameters
+    ----------
+    model : Model with an ``end_to_end`` map
+    problem : Problem
+    theta : array (P,)
+
+    Returns
+    -------
+    float
+        Dimensionless; NaN for W = 0.
+
+    Raises
+    ------
+    ValueError
+        If the model has no end-to-end map, or theta is not a finite array (P,).
+    """
     return effective_ranks(end_to_end(model, problem, theta))["nuclear"]
 
 
 def entropy_rank(model: Any, problem: Any, theta: ArrayLike) -> float:
-    """Effective rank −Σ p ln p of the end-to-end map, p = singular values over their sum (arXiv 2103.10427)."""
+    """Effective rank −Σ p ln p of the end-to-end map (arXiv 2103.10427).
+
+    p are the singular values over their sum.
+
+    Parameters
+    ----------
+    model : Model with an ``end_to_end`` map
+    problem : Problem
+    theta : array (P,)
+
+    Returns
+    -------
+    float
+        In nats; NaN for W = 0.
+
+    Raises
+    ------
+    ValueError
+        If the model has no end-to-end map, or theta is not a finite array (P,).
+    """
     return effective_ranks(end_to_end(model, problem, theta))["entropy"]
 
 
 def roy_vetterli_rank(model: Any, problem: Any, theta: ArrayLike) -> float:
-    """Effective rank exp(−Σ p ln p) of the end-to-end map."""
+    """Effective rank exp(−Σ p ln p) of the end-to-end map.
+
+    p are the singular values over their sum.
+
+    Parameters
+    ----------
+    model : Model with an ``end_to_end`` map
+    problem : Problem
+    theta : array (P,)
+
+    Returns
+    -------
+    float
+        Dimensionless; NaN for W = 0.
+
+    Raises
+    ------
+    ValueError
+        If the model has no end-to-end map, or theta is not a finite array (P,).
+    """
     return effective_ranks(end_to_end(model, problem, theta))["roy_vetterli"]
 
 
 def stable_rank(model: Any, problem: Any, theta: ArrayLike) -> float:
-    """Stable rank ‖W‖_F² / ‖W‖₂² of the end-to-end map."""
+    """Stable rank ‖W‖_F² / ‖W‖₂² of the end-to-end map.
+
+    Parameters
+    ----------
+    model : Model with an ``end_to_end`` map
+    problem : Problem
+    theta : array (P,)
+
+    Returns
+    -------
+    float
+        Dimensionless; NaN for W = 0.
+
+    Raises
+    ------
+    ValueError
+        If the model has no end-to-end map, or theta is not a finite array (P,).
+    """
     return effective_ranks(end_to_end(model, problem, theta))["stable"]
 
 
@@ -154,34 +305,99 @@ def imbalance_norms(model: Any, problem: Any, theta: ArrayLike) -> Array:
 
 
 def hessian_eigenvalues(model: Any, problem: Any, theta: ArrayLike, k: int | None = None) -> Array:
-    """Eigenvalues of the Hessian of the loss, descending.
+    """Eigenvalues of the Hessian of the loss.
 
     Parameters
     ----------
+    model : Model with an ``hvp``
+    problem : Problem
+    theta : array (P,)
     k : int, optional
-        How many of the largest; default all P.  Dense for P ≤ 500, else
-        ``scipy.sparse.linalg.eigsh`` on Hessian-vector products.
+        How many of the largest; default all P.
+
+    Returns
+    -------
+    array (k,)
+        Descending.
+
+    Raises
+    ------
+    ValueError
+        If ``k`` is not a whole number ≥ 1, all are asked for with P > 5000, the model has no
+        Hessian-vector product, or theta is not a finite array (P,).
+
+    Notes
+    -----
+    Dense for P ≤ 500 or more than P / 4 eigenvalues, else ``scipy.sparse.linalg.eigsh`` on Hessian-vector
+    products.
     """
     return Objective(model, problem).eigenvalues(theta, k)
 
 
 def sharpness(model: Any, problem: Any, theta: ArrayLike) -> float:
-    """Largest eigenvalue of the Hessian of the loss; gradient descent is stable below 2 / step size."""
+    """Largest eigenvalue of the Hessian of the loss.
+
+    Parameters
+    ----------
+    model : Model with an ``hvp``
+    problem : Problem
+    theta : array (P,)
+
+    Returns
+    -------
+    float
+        In units of 1 / time: gradient descent is stable below 2 / step size.
+
+    Raises
+    ------
+    ValueError
+        If the model has no Hessian-vector product, or theta is not a finite array (P,).
+    """
     return float(Objective(model, problem).eigenvalues(theta, 1)[0])
 
 
 def smallest_eigenvalue(model: Any, problem: Any, theta: ArrayLike) -> float:
-    """Smallest eigenvalue of the Hessian of the loss; below zero where the flow spreads."""
+    """Smallest eigenvalue of the Hessian of the loss.
+
+    Parameters
+    ----------
+    model : Model with an ``hvp``
+    problem : Problem
+    theta : array (P,)
+
+    Returns
+    -------
+    float
+        In units of 1 / time; below zero where the flow spreads.
+
+    Raises
+    ------
+    ValueError
+        If the model has no Hessian-vector product, or theta is not a finite array (P,).
+    """
     return float(Objective(model, problem).eigenvalues(theta, 1, "smallest")[0])
 
 
 def ntk(model: Any, problem: Any, theta: ArrayLike, X: ArrayLike | None = None) -> Array:
-    """Finite-width neural tangent kernel (n k, n k): J Jᵀ with J = ∂f(x_i)_a / ∂θ, sample-major.
+    """Finite-width neural tangent kernel J Jᵀ with J = ∂f(x_i)_a / ∂θ.
 
     Parameters
     ----------
+    model : Model with a ``jacobian``
+    problem : Problem
+    theta : array (P,)
     X : array (n, d), optional
-        Inputs; default the problem's, or the unit vectors for a factorisation or completion.
+        Inputs; default the problem's, or the d unit vectors where it is not of kind ``"regression"``.
+
+    Returns
+    -------
+    array (n k, n k)
+        Rows and columns sample by sample, the k outputs of a sample together.
+
+    Raises
+    ------
+    ValueError
+        If the model has no Jacobian, X has other than d columns, or theta is not a finite array (P,).
     """
     if X is None:
         X = problem.X if getattr(problem, "kind", "") == "regression" else np.eye(problem.inputs)
@@ -201,8 +417,8 @@ OBSERVABLES: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-def by_name(name: str) -> Callable[..., Any]:
-    """The observable of this name.
+def by_name(name: str, argument: str = "observe") -> Callable[..., Any]:
+    """The observable of this name, which came as the ``argument`` of that name.
 
     Raises
     ------
@@ -210,7 +426,7 @@ def by_name(name: str) -> Callable[..., Any]:
         If there is none; it lists the names.
     """
     if not isinstance(name, str) or name not in OBSERVABLES:
-        raise ValueError(f"observable must name one of {', '.join(OBSERVABLES)}; got {name!r}")
+        raise ValueError(f"{argument} must name one of {', '.join(OBSERVABLES)}; got {name!r}")
     return OBSERVABLES[name]
 
 
@@ -238,7 +454,7 @@ def along(trajectory: Trajectory, observable: str | Callable[..., Any]) -> Array
     if isinstance(observable, str):
         if observable in trajectory.observed:
             return trajectory.observed[observable]
-        observable = by_name(observable)
+        observable = by_name(observable, "observable")
     elif not callable(observable):
         raise ValueError(
             f"observable must be a name or a callable f(model, problem, theta); got {observable!r:.80}"

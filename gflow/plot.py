@@ -249,3 +249,48 @@ def steps(ax: Axes, trajectory: Trajectory, **style: Any) -> list[Line2D]:
     ax.set_xlabel("time $t$")
     ax.set_ylabel("step size $h$")
     return lines
+
+
+def neurons(ax: Axes, trajectory: Trajectory) -> list[Line2D]:
+    """Paths of the neurons w_j of a two-layer network in the plane, thick where they slide along a kink.
+
+    Parameters
+    ----------
+    ax : Axes
+    trajectory : Trajectory
+        Of a network with two inputs and located events.
+
+    Returns
+    -------
+    list of Line2D
+        The samples' kinks, and for each neuron its path, its start (dot) and its end (square).
+
+    Raises
+    ------
+    ValueError
+        If the inputs are not two, or the kinks were not located.
+    """
+    model, problem = trajectory.spec["model"], trajectory.spec["problem"]
+    if getattr(model, "inputs", None) != 2 or trajectory.events is None:
+        raise ValueError("trajectory must be of a ReLU network with two inputs, with events located")
+    w = model.first_layer(trajectory.theta)
+    reach = 1.05 * float(np.abs(w).max())
+    artists = []
+    for x in problem.X:
+        normal = np.array([-x[1], x[0]]) / np.linalg.norm(x) * 2 * reach
+        artists += ax.plot([-normal[0], normal[0]], [-normal[1], normal[1]], color="0.85", linewidth=0.6)
+    sizes = np.linalg.norm(problem.X, axis=1)
+    for j, color in enumerate(sequence(model.width)):
+        path = w[:, j]
+        on_kink = np.abs(path @ problem.X.T) <= 1e-11 * np.linalg.norm(path, axis=1)[:, None] * sizes
+        sliding = np.where(on_kink.any(axis=1)[:, None], path, np.nan)
+        artists += ax.plot(*path.T, color=color, linewidth=0.8)
+        artists += ax.plot(*sliding.T, color=color, linewidth=3.0, alpha=0.6, solid_capstyle="butt")
+        artists += ax.plot(*path[0], "o", color=color)
+        artists += ax.plot(*path[-1], "s", color=color)
+    ax.set_xlim(-reach, reach)
+    ax.set_ylim(-reach, reach)
+    ax.set_aspect("equal")
+    ax.set_xlabel("$w_1$")
+    ax.set_ylabel("$w_2$")
+    return artists

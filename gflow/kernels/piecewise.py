@@ -303,7 +303,7 @@ def decide(t, j, theta, data, dims, work, pattern, arrived, forced):
         for l in range(d):
             g[l] += (base[p] + share[p] * jump[p]) * data[normals + p * d + l]
     # shortest velocity over the attracting planes, by coordinates
-    for sweep in range(10000):
+    for _ in range(10000):
         moved = 0.0
         for p in range(planes):
             if arrived[p] == 9 or forced[p] != 0 or jump[p] >= 0.0:

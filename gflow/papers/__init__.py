@@ -15,9 +15,9 @@ from gflow._check import one_of
 from gflow.report import Section
 
 #: Names on the command line, in the order of the README.
-PAPERS = ("digits", "saxe2013")
+PAPERS = ("digits", "saxe2013", "kinks")
 #: What ``gflow reproduce`` runs without a name, in its quick size.
-TOUR = ("digits", "saxe2013")
+TOUR = ("digits", "saxe2013", "kinks")
 SIZES = ("quick", "full")
 
 Advance = Callable[[float, str], None]

@@ -245,7 +245,7 @@ def _controls_plate(out: Path, setup: SetUp) -> Plate:
         plot.save(fig, out / "controls")[1],
         "Where the hypotheses fail, two layers. Left: inputs not whitened; the closed form computed all the same "
         "(lines) misses the flow (dots) by orders of magnitude in time. Right: whitened inputs and a random start of "
-        "the same size; the first-order bound (dashed, for the strongest mode) grows as fast as the fastest mode and "
-        "says little beyond the start. Mode 5 starts with a negative strength: were the start aligned, it would be "
+        "the same size; the bound on what that changes (dashed, for the strongest mode) leaves the picture early and is "
+        "infinite soon after. Mode 5 starts with a negative strength: were the start aligned, it would be "
         "stuck at zero. Theory: arXiv 1312.6120.",
     )

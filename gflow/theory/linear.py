@@ -747,6 +747,8 @@ def _weights(
     if not isinstance(problem, Problem) or problem.kind not in kinds:
         got = f"one of kind {problem.kind!r}" if isinstance(problem, Problem) else type(problem).__name__
         raise ValueError(f"problem must be a Problem of kind {' or '.join(map(repr, kinds))}; got {got}")
+    if problem.loss != "square":
+        raise ValueError(f"problem must have the square loss here; it has {problem.loss!r}")
     if (problem.inputs, problem.outputs) != (model.widths[0], model.widths[-1]):
         raise ValueError(
             f"problem must have {model.widths[0]} inputs and {model.widths[-1]} outputs to fit {model}; "

@@ -115,6 +115,16 @@ CASES = {
     "mask of nothing": (lambda: gflow.Problem.completion(M, 0 * MASK), "mask", "none"),
     "M observed as NaN": (
         lambda: gflow.Problem.completion(broken(M, NAN), 1 + 0 * MASK), "M", r"M\[0, 1\] is nan"),
+    "Y ragged": (lambda: gflow.Problem(X, [[1.0], [1.0, 2.0]]), "Y", r"\[1\.0, 2\.0\]"),
+    "Y complex": (lambda: gflow.Problem(X, Y * 1j), "Y", "not real"),
+    "completion of ragged M": (
+        lambda: gflow.Problem.completion([[1.0], [1.0, 2.0]], MASK), "M", r"\[1\.0, 2\.0\]"),
+    "completion of text": (
+        lambda: gflow.Problem.completion([["a", "b"]], [[True, False]]), "M", "'a'"),
+    "completion of None": (lambda: gflow.Problem.completion(None, MASK), "M", "None"),
+    "mask ragged": (lambda: gflow.Problem.completion(M, [[1], [0, 1]]), "mask", r"\[0, 1\]"),
+    "mask of text": (lambda: gflow.Problem.completion([[1.0]], [["yes"]]), "mask", "'yes'"),
+    "mask None": (lambda: gflow.Problem.completion(M, None), "mask", "None"),
     # models
     "widths of one": (lambda: gflow.DeepLinear((3,)), "widths", r"\(3,\)"),
     "widths of none": (lambda: gflow.DeepLinear(()), "widths", r"\(\)"),
@@ -142,6 +152,17 @@ CASES = {
     "pack of a wrong shape": (
         lambda: MODEL.pack([np.ones((2, 3)), np.ones((2, 3))]), r"arrays\[1\]", r"\(2, 3\)"),
     "unpack of a wrong length": (lambda: MODEL.unpack(np.ones(9)), "theta", r"\(9,\)"),
+    **{
+        f"rng {rng!r} of {type(model).__name__}": (
+            lambda model=model, rng=rng: model.init("gaussian", rng=rng), "rng", repr(rng))
+        for model in (MODEL, gflow.Symmetric(3, 1)) for rng in ("a", 1.5, -1, True)
+    },
+    "pack of a number": (lambda: MODEL.pack(3), "arrays", "3"),
+    "pack of None": (lambda: MODEL.pack(None), "arrays", "None"),
+    "pack of text": (lambda: MODEL.pack("ab"), "arrays", "'ab'"),
+    "unpack of text": (lambda: MODEL.unpack("abc"), "theta", "'abc'"),
+    "unpack of None": (lambda: MODEL.unpack(None), "theta", r"\(\)|None"),
+    "unpack of complex": (lambda: MODEL.unpack(1j * THETA0), "theta", "not real"),
     # flow
     "problem of other inputs": (
         lambda: flow(problem=gflow.Problem(np.ones((4, 2)), Y)), "problem", "2 and 2"),
@@ -235,7 +256,13 @@ CASES = {
         lambda: gflow.observe.hessian_eigenvalues(MODEL, PROBLEM, THETA0, k=0), "k", "0"),
     "mode_strengths of completion": (
         lambda: gflow.observe.mode_strengths(MODEL, gflow.Problem.completion(M, MASK), THETA0),
-        "target", "completion"),
+        "target", "'regression' or 'factorization'.*'completion'"),
+    "compare a number": (lambda: gflow.compare(3, None), "trajectory", "int"),
+    "compare with a number": (lambda: gflow.compare(flow(), 3), "prediction", "int"),
+    "along a number": (lambda: gflow.observe.along(3, "loss"), "trajectory", "int"),
+    "along no observable": (lambda: gflow.observe.along(flow(), 3), "observable", "3"),
+    "along an unknown observable": (lambda: gflow.observe.along(flow(), "los"), "observable", "'los'"),
+    "check a number": (lambda: gflow.check(3), "claim", "int"),
 }  # fmt: skip
 
 

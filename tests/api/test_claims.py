@@ -59,6 +59,51 @@ def test_a_difference_that_does_not_shrink_is_inconclusive():
     assert verdict.status == "inconclusive"
 
 
+@pytest.mark.parametrize(
+    ("rtol", "values", "status", "runs"),
+    [
+        (1e-6, (0.5, 0.5 + 1e-6, 0.5), "holds", 2),  # a wide margin: two runs suffice
+        (1e-6, (1.5, 1.5 + 1e-6, 1.5), "violated", 2),
+        (1e-6, (0.9995, 0.9995 + 1e-6, 0.9995), "inconclusive", 3),  # not wide, and does not shrink
+        (1e-6, (1.0005, 1.0005 + 1e-6, 1.0005), "inconclusive", 3),
+        (1e-6, (0.9995, 0.9995 + 1e-6, 0.9995 + 1.1e-6), "holds", 3),  # shrinks
+        (1e-6, (float("nan"), 0.5, 0.5), "holds", 3),  # the two finest agree, far from the bound
+        (1e-6, (0.5, 0.5, float("nan")), "holds", 2),
+        (1e-6, (0.5, float("nan"), 0.5), "inconclusive", 3),
+    ],
+)
+def test_a_third_run_must_shrink_the_difference(rtol, values, status, runs):
+    given = iter(values)
+    verdict = gflow.check(claim(lambda rtol: next(given)), rtol=rtol)
+    assert (verdict.status, len(verdict.rtols)) == (status, runs), verdict.table()
+
+
+def test_where_no_finer_run_is_possible_a_coarser_one_shows_how_the_difference_shrinks():
+    verdict = gflow.check(claim(lambda rtol: 0.9999 + 1e5 * rtol), rtol=1e-11)
+    assert verdict.rtols == pytest.approx((1e-9, 1e-11, 1e-13)) and verdict.status == "holds"
+    verdict = gflow.check(claim(lambda rtol: 0.9999 + (1e-6 if rtol < 2e-13 else 0.0)), rtol=1e-11)
+    assert verdict.status == "inconclusive"
+
+
+def test_a_claim_without_conclusions_does_not_hold():
+    verdict = gflow.check(Claim("empty", "nothing", "none", lambda rtol: Evidence(())))
+    assert verdict.status == "inconclusive" and "no conclusions" in verdict.table()
+
+
+@pytest.mark.parametrize(("value", "status"), [(1e-12, "holds"), (1e-3, "violated"), (-1e-3, "violated")])
+def test_a_predicted_zero_is_compared_absolutely(value, status):
+    verdict = gflow.check(claim(lambda rtol: value, bound=1e-6, predicted=0.0))
+    assert verdict.status == status
+    assert verdict.findings[0].conclusion.deviation == abs(value)
+
+
+def test_what_is_no_claim_is_refused():
+    with pytest.raises(ValueError, match=r"claim must be a gflow\.claims\.Claim; got int"):
+        gflow.check(3)
+    with pytest.raises(ValueError, match=r"claim\.run\(rtol\) must be .*Evidence; got float"):
+        gflow.check(Claim("number", "", "none", lambda rtol: 1.0))
+
+
 def test_a_failed_hypothesis_makes_it_inapplicable():
     broken = Hypothesis("balanced start", 0.3)
     verdict = gflow.check(claim(lambda rtol: 0.1, hypotheses=[broken]))

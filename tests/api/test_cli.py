@@ -30,7 +30,7 @@ def test_an_unknown_paper_is_an_error_before_anything_runs(capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
         cli.main(["reproduce", "moon", "--out", str(tmp_path / "out")])
     assert stop.value.code == 2
-    assert "NAME must be among digits, saxe2013; got moon" in capsys.readouterr().err
+    assert "NAME must be among digits, saxe2013, kinks; got moon" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -53,7 +53,7 @@ def test_an_interrupt_keeps_what_is_finished(monkeypatch, capsys, tmp_path):
     done = Section("x", "Finished title", "Reference", "Text", [Row("q", "1", "1", "0", "holds")])
 
     def reproduce(name, *arguments):
-        if name == "saxe2013":
+        if name == "kinks":
             raise KeyboardInterrupt
         return done
 

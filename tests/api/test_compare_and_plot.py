@@ -46,6 +46,58 @@ def test_a_refused_prediction_refuses_to_be_compared(tree):
         gflow.compare(trajectory, theory.linear.modes(model, problem, start))
 
 
+def test_the_bound_is_that_of_the_prediction(tree):
+    trajectory, prediction = tree
+    result = gflow.compare(trajectory, prediction)
+    assert result.bound.shape == (41,)
+    np.testing.assert_array_equal(result.bound, prediction.bound(trajectory.t))
+
+
+@pytest.mark.parametrize("observable", ["modes", "two_layer"])
+@pytest.mark.parametrize("later", [False, True])
+def test_a_prediction_for_another_start_is_refused(tree, observable, later):
+    trajectory, _ = tree
+    model, problem, theta0 = (trajectory.spec[name] for name in ("model", "problem", "theta0"))
+    if later:  # the first saved time is after the start
+        trajectory = gflow.flow(model, problem, theta0, np.linspace(1, 4, 41), rtol=1e-9)
+    predict = getattr(theory.linear, observable)
+    assert gflow.compare(trajectory, predict(model, problem, theta0)).max_error < 1e-7
+    for other in (1.001 * theta0, model.init("aligned", 0.2, problem=problem)):
+        with pytest.raises(ValueError, match="prediction must be for the start .* another start or problem"):
+            gflow.compare(trajectory, predict(model, problem, other))
+
+
+@pytest.mark.parametrize("observable", ["modes", "two_layer"])
+def test_a_prediction_for_another_problem_is_refused(tree, observable):
+    trajectory, _ = tree
+    model, problem, theta0 = (trajectory.spec[name] for name in ("model", "problem", "theta0"))
+    predict = getattr(theory.linear, observable)
+    for other in (
+        gflow.Problem(problem.X, problem.Y, factor=0.25),  # the same start, half as fast
+        gflow.Problem(problem.X, 2 * problem.Y, factor=0.5),
+    ):
+        with pytest.raises(ValueError, match="it is for another problem"):
+            gflow.compare(trajectory, predict(model, other, theta0))
+    turned = gflow.Problem(problem.X, problem.Y[:, ::-1], factor=0.5)
+    with pytest.raises(ValueError, match="refused|it is for another"):
+        gflow.compare(trajectory, predict(model, turned, theta0))
+
+
+def test_a_forced_prediction_is_compared_although_its_hypotheses_fail(tree):
+    trajectory, _ = tree
+    model, problem = trajectory.spec["model"], trajectory.spec["problem"]
+    start = model.init("gaussian", 0.1)
+    run = gflow.flow(model, problem, start, np.linspace(0, 4, 5))
+    result = gflow.compare(run, theory.linear.modes(model, problem, start, force=True))
+    assert result.max_error > 1e-3 and result.bound.max() > 0
+
+
+def test_a_loaded_run_is_compared(tree, tmp_path):
+    trajectory, prediction = tree
+    back = gflow.load(trajectory.save(tmp_path / "run"))
+    assert gflow.compare(back, prediction).max_error == gflow.compare(trajectory, prediction).max_error
+
+
 def test_every_plot_returns_its_artists(tree):
     trajectory, prediction = tree
     result = gflow.compare(trajectory, prediction)

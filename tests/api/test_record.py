@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import linecache
 import os
+import subprocess
 import sys
+import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from cases import CASES
 
 import gflow
+from gflow._record import Missing, Recorded
 
 USER_MODULE = """
 import numba
@@ -220,3 +225,201 @@ def test_a_lambda_is_refused_only_when_used(tmp_path):
     np.testing.assert_array_equal(back["sum"], run["sum"])
     with pytest.raises(ValueError, match="lambda"):
         gflow.flow(**back.spec)
+
+
+class Scale:
+    """An observer that is a bound method."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def first(self, model, problem, theta):
+        return self.factor * theta[0]
+
+
+class Slotted:
+    __slots__ = ("a",)
+
+
+class Refuses:
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.a = 1
+
+
+def power(exponent, model, problem, theta):
+    return theta[0] ** exponent
+
+
+def restored(value):
+    """A value after a record, and the notes; nothing but JSON and plain arrays in between."""
+    record = Recorded.make(value)
+    assert all(not array.dtype.hasobject for array in record.arrays.values())
+    return record.restore()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        1 + 2j, np.complex128(1j), {1, 2}, frozenset("ab"), Path("a") / "b", b"bytes", range(3), (1, (2.5, None)),
+        {1: "a", (2, 3): [4], "k": {None: 5}}, {"a/b": 1}, np.float32(0.5), np.int64(3), np.bool_(True), np.sin,
+        np.linalg.norm, Scale, float("inf"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_values_come_back_as_they_were(value):
+    back, notes = restored({"x": value})
+    expected = list(value) if isinstance(value, range) else value
+    assert back["x"] == expected and notes == []
+    if not isinstance(value, np.generic | range | Path):
+        assert type(back["x"]) is type(value)
+
+
+def test_arrays_whose_names_collide_stay_apart():
+    back, _ = restored({"a/b": np.ones(1), "a": {"b": np.zeros(2)}, 1: np.ones(3), "1": np.ones(4)})
+    assert [len(v) for v in (back["a/b"], back["a"]["b"], back[1], back["1"])] == [1, 2, 3, 4]
+
+
+def cycle():
+    items = []
+    items.append(items)
+    return items
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (np.array([{}], dtype=object), "array of objects"),
+        (np.ma.masked_array([1.0], [True]), "mask"),
+        (Slotted(), "no fields"),
+        (threading.Lock(), "lock"),
+        (np.random.RandomState(0), "RandomState"),
+        (lambda: 0, "<locals>|<lambda>"),
+        ((i for i in ()), "generator"),
+        (np, "module"),
+    ],
+)
+def test_what_cannot_be_recorded_is_missing_with_a_reason(value, reason):
+    back, _ = restored({"x": value, "y": 1})
+    assert isinstance(back["x"], Missing) and back["y"] == 1
+    with pytest.raises(ValueError, match=rf"(?s)cannot be had.*({reason})|({reason}).*cannot be had"):
+        back["x"]()
+    again, _ = restored(back)
+    assert again["x"] == back["x"]
+
+
+def test_what_contains_itself_is_missing_and_the_rest_of_an_object_is_not():
+    back, _ = restored(cycle())
+    assert isinstance(back[0], Missing)
+    back, _ = restored(Refuses())
+    assert isinstance(back.lock, Missing) and back.a == 1
+
+
+def test_partial_and_bound_observers_come_back(tmp_path):
+    case = CASES[0]
+    observers = {"square": functools.partial(power, 2), "scaled": Scale(3.0).first}
+    run = gflow.flow(case.model, case.problem, case.theta0, 1.0, observe=observers)
+    back = gflow.load(run.save(tmp_path / "run"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = gflow.flow(**back.spec)
+    for name in observers:
+        np.testing.assert_array_equal(again[name], run[name])
+    vanished, _ = restored(functools.partial(lambda m, p, theta: 0.0))
+    with pytest.raises(ValueError, match="lambda"):
+        vanished(None, None, None)
+
+
+def test_the_ending_may_be_left_out(tmp_path):
+    run = gflow.flow(CASES[0].model, CASES[0].problem, CASES[0].theta0, 1.0)
+    run.save(tmp_path / "alpha=0.1")
+    np.testing.assert_array_equal(gflow.load(tmp_path / "alpha=0.1").theta, run.theta)
+
+
+def test_a_spec_with_missing_parts_can_be_recorded_again(user, saved):
+    user(None)
+    spec = gflow.load(saved[1]).spec
+    back, _ = restored(spec)
+    assert back["model"] == spec["model"] and isinstance(back["model"], Missing)
+
+
+USING = """
+import numba
+import numpy as np
+
+RATE = {rate}
+TABLE = np.array([{entry}, 1.0])
+
+
+@numba.njit
+def helper(x):
+    return {helper}
+
+
+@numba.njit
+def gradient(t, theta, data, dims, work, out):
+    out[0] = RATE * TABLE[0] * helper(theta[0])
+
+
+class Decay:
+    size = 1
+    gradient = gradient
+
+    def kernel_arguments(self, problem):
+        return [], [], 0
+"""
+AS_IT_WAS = {"rate": "1.0", "entry": "1.0", "helper": "x"}
+
+
+@pytest.mark.parametrize("change", [{}, {"rate": "2.0"}, {"entry": "2.0"}, {"helper": "2.0 * x"}], ids=str)
+@pytest.mark.parametrize("readable", [True, False], ids=["file", "session"])
+def test_a_change_of_what_a_kernel_uses_is_noticed(change, readable, tmp_path, monkeypatch):
+    name = "users_module_with_helpers"
+    path = tmp_path / f"{name}.py"
+
+    def define(values):
+        """The module, from a file or as if typed into a session."""
+        module = type(sys)(name)
+        source = USING.format(**values)
+        if readable:
+            path.write_text(source)
+            linecache.clearcache()
+            module.__file__ = str(path)
+        monkeypatch.setitem(sys.modules, name, module)
+        exec(compile(source, str(path) if readable else "<stdin>", "exec"), module.__dict__)
+        return module
+
+    record = Recorded.make(define(AS_IT_WAS).Decay())
+    define({**AS_IT_WAS, **change})
+    notes = record.restore()[1]
+    assert bool(notes) == bool(change), notes
+    assert all("changed" in note for note in notes)
+
+
+def test_what_was_typed_into_a_session_is_checked_in_another(tmp_path):
+    script = (
+        "import gflow, warnings\n" + USING + "\n\nimport os\n"
+        "if not os.path.exists('run.npz'):\n"
+        "    gflow.flow(Decay(), None, [1.0], 1.0).save('run')\n"
+        "else:\n"
+        "    with warnings.catch_warnings(record=True) as caught:\n"
+        "        warnings.simplefilter('always')\n"
+        "        gflow.load('run').spec\n"
+        "    print('notes:', [str(w.message) for w in caught])\n"
+    )
+    said = []
+    for values in (AS_IT_WAS, AS_IT_WAS, {**AS_IT_WAS, "rate": "2.0"}):
+        done = subprocess.run(
+            [sys.executable, "-"], input=script.format(**values), cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert "notes: []" in said[1]
+    assert "__main__:Decay" in said[2] and "changed" in said[2]
+
+
+def test_what_cannot_be_checked_is_said():
+    record = Recorded.make(Scale(1.0))
+    blind = Recorded(record.text.replace('"source": {', '"source": {}, "was": {'), record.arrays)
+    _, notes = blind.restore()
+    assert len(notes) == 1 and "could not be checked" in notes[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from gflow import papers
@@ -27,16 +28,29 @@ def test_every_paper_has_claims_that_hold_and_controls_that_do_not(name):
     assert statuses >= {"holds", "inapplicable", "violated"}
 
 
+HOLDING = [(n, c) for n, c, expected in LISTED if expected == "holds"]
+
+
 @pytest.mark.parametrize("rtol", [1e-1, 1e-2, 1e-3])
-@pytest.mark.parametrize("name", papers.PAPERS)
-def test_too_loose_a_tolerance_is_inconclusive(name, rtol):
-    """Runs so coarse that their difference exceeds the margin cannot decide."""
-    claim, expected = papers.paper(name).claims("quick")[0]
-    assert expected == "holds"
+@pytest.mark.parametrize(("name", "claim"), HOLDING, ids=[f"{n}: {c.name}" for n, c in HOLDING])
+def test_too_loose_a_tolerance_never_violates(name, claim, rtol):
+    """Runs so coarse that their difference exceeds the margin cannot decide; it holds if the finest can."""
     verdict = check(claim, rtol=rtol)
-    assert verdict.status == "inconclusive", verdict.table()
+    assert verdict.status in ("inconclusive", "holds"), verdict.table()
+    for finding in verdict.findings:
+        if finding.status == "holds":
+            assert finding.conclusion.deviation + finding.uncertainty <= finding.conclusion.bound
+    if claim.name.startswith(("tree", "digits")):  # bounds far below what these runs can tell
+        assert verdict.status == "inconclusive", verdict.table()
+
+
+def test_a_crossing_that_the_run_misses_is_not_a_number(monkeypatch):
+    saxe = papers.paper("saxe2013")
+    monkeypatch.setattr(saxe, "LAST", 2.5)  # above the target: never reached
+    monkeypatch.setattr(saxe.theory.linear, "mode_time", lambda *arguments: 10.0)
+    assert np.isnan(saxe.crossing(2, 1e-6)[0])
 
 
 def test_an_unknown_paper_is_named():
-    with pytest.raises(ValueError, match="name must be one of 'digits', 'saxe2013'; got 'moon'"):
+    with pytest.raises(ValueError, match="name must be one of 'digits', 'saxe2013', 'kinks'; got 'moon'"):
         papers.paper("moon")
