@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gflow._check import finite_array, non_negative, positive, positive_int
+from gflow._check import finite_array, generator, non_negative, positive, positive_int
 
 Array = NDArray[np.float64]
 
@@ -106,13 +106,6 @@ def hierarchy(levels: int = 3) -> tuple[Array, Array]:
     return np.eye(items), np.ascontiguousarray(y)
 
 
-def _generator(rng: int | np.random.Generator | None) -> np.random.Generator:
-    try:
-        return np.random.default_rng(rng)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"rng must be a seed >= 0, a numpy Generator or None; got {rng!r}") from error
-
-
 def linear_teacher(
     n: int,
     d: int,
@@ -153,7 +146,7 @@ def linear_teacher(
         raise ValueError(
             f"margin must be at most 4, beyond which Gaussian inputs hardly come; got {margin:g}"
         )
-    draw = _generator(rng)
+    draw = generator("rng", rng)
     beta = np.eye(d)[0] if teacher is None else finite_array("teacher", teacher, (d,))
     kept: list[Array] = []
     while len(kept) < n:
@@ -191,7 +184,7 @@ def orthogonal_inputs(
     n, d = positive_int("n", n), positive_int("d", d)
     if n > d:
         raise ValueError(f"n must be at most d = {d} for orthogonal inputs; got {n}")
-    draw = _generator(rng)
+    draw = generator("rng", rng)
     x = np.linalg.qr(draw.standard_normal((d, n)))[0].T
     y = draw.choice([-1.0, 1.0], n) if labels is None else finite_array("labels", labels, (n,))
     return np.ascontiguousarray(x), y[:, None]

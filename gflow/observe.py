@@ -13,6 +13,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gflow._check import finite_array, of_type
+from gflow.neurons import (
+    activation_pattern,
+    margin,
+    multipliers,
+    neuron_directions,
+    neuron_norms,
+    outer_weights,
+    outputs,
+)  # fmt: skip
 from gflow.objective import Objective
 from gflow.trajectory import Trajectory
 
@@ -412,7 +421,8 @@ OBSERVABLES: dict[str, Callable[..., Any]] = {
     for f in (
         loss, gradient_norm, end_to_end, singular_values, mode_strengths, nuclear_rank, entropy_rank,
         roy_vetterli_rank, stable_rank, imbalance, imbalance_norms, hessian_eigenvalues, sharpness,
-        smallest_eigenvalue, ntk,
+        smallest_eigenvalue, ntk, activation_pattern, multipliers, neuron_norms, neuron_directions, outer_weights,
+        outputs, margin,
     )
 }  # fmt: skip
 

@@ -166,12 +166,16 @@ class Trajectory:
         A user's own model or callable of a loaded trajectory is looked up by its import name; a
         warning says if its source has changed, and using it says if it was not found.
         """
-        if isinstance(self.recorded_spec, _record.Recorded):
+        if self._loaded:
             spec, notes = self.recorded_spec.restore()
             for note in notes:
                 warnings.warn(note, stacklevel=2)
             return spec
         return self.recorded_spec
+
+    @property
+    def _loaded(self) -> bool:
+        return isinstance(self.recorded_spec, _record.Recorded)
 
     @cached_property
     def objective(self) -> Objective:
@@ -336,17 +340,14 @@ class Trajectory:
         """
         parts: dict[str, Any] = {
             "t": self.t, "theta": self.theta, "dissipation": self.dissipation,
-            "loss": self._loss_or_none(), "state": self.state, "observed": self.observed,
+            "loss": self.recorded_loss if self._loaded else self._loss_or_none(), "state": self.state, "observed": self.observed,
             "steps": None if self.steps is None else tuple(self.steps),
             "events": None if self.events is None else tuple(self.events),
             "dense": self.dense, "checkpoints": self.checkpoints,
             "counts": self.counts, "versions": self.versions,
             "outcome": [self.outcome.code, self.outcome.message, list(self.outcome.warnings)],
         }  # fmt: skip
-        if isinstance(self.recorded_spec, _record.Recorded):
-            spec = self.recorded_spec
-        else:
-            spec = _record.Recorded.make(self.spec)
+        spec = self.recorded_spec if self._loaded else _record.Recorded.make(self.spec)
         return _record.write(Path(path), parts, spec)
 
 

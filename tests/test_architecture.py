@@ -41,7 +41,17 @@ def inside(*places):
 
 @pytest.mark.parametrize("module", sorted(inside("kernels/")))
 def test_kernels_import_only_numpy_and_numba(module):
-    allowed = ("numpy", "numba", "gflow.kernels", "__future__", "typing", "functools", "collections.abc", "hashlib", "pathlib")
+    allowed = (
+        "numpy",
+        "numba",
+        "gflow.kernels",
+        "__future__",
+        "typing",
+        "functools",
+        "collections.abc",
+        "hashlib",
+        "pathlib",
+    )
     assert {name for name in imports(module) if not name.startswith(allowed)} == set()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gflow._check import finite_array, one_of, positive, positive_int
+from gflow._check import finite_array, generator, one_of, positive, positive_int
 from gflow.kernels import relu as kernels
 from gflow.models.base import Array, Layered
 from gflow.problem import Problem
@@ -19,7 +19,8 @@ _LOSSES = {
     "exponential": kernels.EXPONENTIAL,
     "softmax": kernels.SOFTMAX,
 }
-_PARALLEL = 1e-14
+# Sine of the angle below which two inputs count as parallel.
+_PARALLEL = 1e-13
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class TwoLayerReLU(Layered):
         """
         one_of("kind", kind, ("gaussian", "balanced", "dominated"))
         size, m, d, k = positive("scale", scale), self.width, self.inputs, self.outputs
-        rng = np.random.default_rng(rng)
+        rng = generator("rng", rng)
         w = rng.standard_normal((m, d)) * (size if kind == "gaussian" else size / np.sqrt(d))
         if kind == "dominated":
             w *= size * rng.random((m, 1)) ** (1 / d) / np.linalg.norm(w, axis=1, keepdims=True)
@@ -213,21 +214,24 @@ def hyperplanes(X: Array) -> tuple[NDArray[np.int64], Array, Array]:
     normals : array (planes, d)
         Unit normals u.
     """
-    sizes = np.linalg.norm(X, axis=1)
+    largest = np.abs(X).max(axis=1, keepdims=True)
+    scaled = X / np.where(largest > 0, largest, 1.0)  # so that no square over- or underflows
+    lengths = np.linalg.norm(scaled, axis=1)
     plane, coefficients = np.zeros(len(X), dtype=np.int64), np.zeros(len(X))
-    normals = np.empty((0, X.shape[1]))
-    for i, x in enumerate(X):
-        if sizes[i] == 0:
-            continue
-        unit = x / sizes[i]
-        cosines = normals @ unit
-        residual = np.sum((unit - cosines[:, None] * normals) ** 2, axis=1)
-        same = np.flatnonzero(residual <= (10 * _PARALLEL) ** 2)
+    normals, count = np.empty_like(X), 0
+    for i in np.flatnonzero(lengths):
+        unit = scaled[i] / lengths[i]
+        cosines = normals[:count] @ unit
+        residual = np.sum((unit - cosines[:, None] * normals[:count]) ** 2, axis=1)
+        same = np.flatnonzero(residual <= _PARALLEL**2)
+        coefficients[i] = largest[i, 0] * lengths[i]
         if same.size:
-            plane[i], coefficients[i] = same[0], sizes[i] * np.sign(cosines[same[0]])
+            plane[i] = same[0]
+            coefficients[i] *= np.sign(cosines[same[0]])
         else:
-            plane[i], coefficients[i] = len(normals), sizes[i]
-            normals = np.vstack([normals, unit])
+            plane[i], normals[count] = count, unit
+            count += 1
+    normals = normals[:count]
     if not len(normals):
         raise ValueError("X must have an input that is not zero")
     return plane, coefficients, normals

@@ -10,24 +10,80 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import gflow
-from gflow import observe
+from gflow import neurons, observe
 from gflow.objective import Objective
 
 EPS = np.finfo(float).eps
 
 
-def test_every_named_observable_runs_on_a_flow():
+NEURONS = {name for name, f in observe.OBSERVABLES.items() if f.__module__ == "gflow.neurons"}
+LINEAR = {"end_to_end", "singular_values", "mode_strengths", "nuclear_rank", "entropy_rank"}
+LINEAR |= {"roy_vetterli_rank", "stable_rank", "imbalance", "imbalance_norms"}
+
+
+def relu():
+    rng = np.random.default_rng(0)
+    problem = gflow.Problem(rng.standard_normal((6, 3)), rng.standard_normal((6, 1)))
+    model = gflow.TwoLayerReLU(3, 5)
+    return model, problem, model.init("balanced", 0.5)
+
+
+@pytest.mark.parametrize("family", ["linear", "relu"])
+def test_every_named_observable_runs_on_a_flow(family):
     case = CASES[3]
-    run = gflow.flow(
-        case.model, case.problem, case.theta0, [0.0, 1.0, 2.0], observe=list(observe.OBSERVABLES)
-    )
-    assert set(run.observed) == set(observe.OBSERVABLES)
-    for name, function in observe.OBSERVABLES.items():
+    run_of = (case.model, case.problem, case.theta0) if family == "linear" else relu()
+    names = set(observe.OBSERVABLES) - (NEURONS if family == "linear" else LINEAR)
+    run = gflow.flow(*run_of, [0.0, 1.0, 2.0], observe=sorted(names))
+    assert set(run.observed) == names
+    for name in names:
+        function = observe.OBSERVABLES[name]
         assert function.__name__ == name and function.__doc__
         assert len(run[name]) == 3 and np.isfinite(run[name]).all()
         np.testing.assert_array_equal(
-            observe.along(run, function), [function(case.model, case.problem, theta) for theta in run.theta]
+            observe.along(run, function), [function(*run_of[:2], theta) for theta in run.theta]
         )
+
+
+def test_observables_of_neurons_against_their_definitions():
+    model, problem, theta = relu()
+    w, a = model.unpack(theta)
+    np.testing.assert_array_equal(observe.neuron_norms(model, problem, theta), np.linalg.norm(w, axis=1))
+    np.testing.assert_allclose(
+        observe.neuron_directions(model, problem, theta) * np.linalg.norm(w, axis=1)[:, None], w, rtol=1e-14
+    )
+    pattern = observe.activation_pattern(model, problem, theta)
+    np.testing.assert_array_equal(pattern, np.sign(w @ problem.X.T))
+    by_hand = np.maximum(problem.X @ w.T, 0) @ a.T
+    np.testing.assert_allclose(observe.outputs(model, problem, theta), by_hand, rtol=1e-13, atol=1e-15)
+    least = np.min(np.sign(problem.Y) * by_hand) / np.sum(theta**2)
+    assert observe.margin(model, problem, theta) == pytest.approx(least, rel=1e-12)
+    np.testing.assert_array_equal(observe.multipliers(model, problem, theta), (pattern > 0).astype(float))
+    directions = np.array([[1.0, 0, 0], [0, 1.0, 1.0]])
+    cosines = neurons.cosines_to(directions)(model, problem, theta)
+    assert cosines[2, 1] == pytest.approx(w[2] @ directions[1] / np.linalg.norm(w[2]) / np.sqrt(2), rel=1e-12)
+    np.testing.assert_array_equal(
+        neurons.outputs_at(problem.X)(model, None, theta), observe.outputs(model, problem, theta)
+    )
+    test = gflow.Problem(problem.X[:3], problem.Y[:3])
+    assert neurons.on(test, observe.loss)(model, problem, theta) == observe.loss(model, test, theta)
+    with pytest.raises(ValueError, match="model must be a two-layer network"):
+        observe.neuron_norms(CASES[0].model, CASES[0].problem, CASES[0].theta0)
+
+
+def test_multipliers_give_the_velocity_of_a_sliding_flow():
+    """Over a short time the neurons move by what their slopes say, also those that slide."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((10, 3))
+    problem = gflow.Problem(x, x[:, :1] + 0.5 * rng.standard_normal((10, 1)))
+    model = gflow.TwoLayerReLU(3, 12)
+    run = gflow.flow(model, problem, model.init("balanced", 0.1, rng=1), [30.0, 30.0 + 1e-4], rtol=1e-12)
+    slopes = observe.multipliers(model, problem, run.theta[0])
+    sliding = (slopes > 0) & (slopes < 1)
+    assert sliding.any()
+    force = -neurons.output_derivative(model, problem, run.theta[0]) @ model.outer_layer(run.theta[0])
+    velocity = (slopes * force.T) @ x
+    moved = (model.first_layer(run.theta[1]) - model.first_layer(run.theta[0])) / 1e-4
+    np.testing.assert_allclose(moved, velocity, atol=1e-3 * np.abs(velocity).max())
 
 
 def test_end_to_end_is_the_product_and_acts_as_the_network(case):
@@ -109,10 +165,12 @@ def test_imbalance_of_balanced_and_of_other_starts():
     theta = model.init("gaussian", scale=0.7, rng=1)
     w1, w2, w3 = model.unpack(theta)
     wanted = [np.linalg.norm(w2.T @ w2 - w1 @ w1.T), np.linalg.norm(w3.T @ w3 - w2 @ w2.T)]
-    np.testing.assert_allclose(observe.imbalance(model, problem, theta), wanted, rtol=1e-14)
+    np.testing.assert_allclose(observe.imbalance_norms(model, problem, theta), wanted, rtol=1e-14)
+    entries = np.concatenate([(w2.T @ w2 - w1 @ w1.T).ravel(), (w3.T @ w3 - w2 @ w2.T).ravel()])
+    np.testing.assert_allclose(observe.imbalance(model, problem, theta), entries, rtol=0, atol=20 * EPS)
     for kind in ("balanced", "aligned"):
         theta = model.init(kind, scale=0.7, rng=1, problem=problem)
-        assert observe.imbalance(model, problem, theta).max() < 20 * EPS
+        assert observe.imbalance_norms(model, problem, theta).max() < 20 * EPS
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])

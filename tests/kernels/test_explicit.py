@@ -165,7 +165,9 @@ def test_steps_do_not_depend_on_what_is_saved(case, pair):
 @by_pair
 def test_checkpoints_are_accepted_states_that_stand_for_the_path(pair):
     case = CASES[0]
-    loop = Loop.of(case, [60.0], pair, rtol=1e-12)  # most of the steps are in the tail, most of the path is not
+    loop = Loop.of(
+        case, [60.0], pair, rtol=1e-12
+    )  # most of the steps are in the tail, most of the path is not
     loop.finish()
     count = loop.state.counters[explicit.CHECKPOINTS]
     t, h, accepted = loop.history[0].T
@@ -192,7 +194,14 @@ def test_saved_states_are_as_exact_as_the_steps_where_stability_limits_them(pair
         o = Objective(gflow.DeepLinear((6, 1)), problem)
         for dense in (0, 20_000):
             loop = Loop(
-                o.gradient_kernel, (o.data, o.dims, o.work), start, times, pair, rtol, 1e-3 * rtol, dense=dense
+                o.gradient_kernel,
+                (o.data, o.dims, o.work),
+                start,
+                times,
+                pair,
+                rtol,
+                1e-3 * rtol,
+                dense=dense,
             )
             assert loop.finish() == explicit.FINISHED
             assert np.abs(loop.output.theta - exact).max() <= 30 * rtol * np.abs(exact).max()
