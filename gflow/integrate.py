@@ -33,6 +33,7 @@ Observers = (
 
 METHODS = {"tsit5": tableaus.tsit5, "dop853": tableaus.dop853}
 _CHUNK_SECONDS = 0.1
+_MANY_PAIRS = 2000
 _HISTORY_BLOCK = 4096
 _DENSE_BLOCK_BYTES = 2**25
 
@@ -69,7 +70,8 @@ def flow(
         times does not change the steps.
     method : {"auto", "tsit5", "dop853"}
         Runge-Kutta pair of order 5(4) or 8(5,3).  ``"auto"`` takes Tsit5 for rtol ≥ 1e-6 and DOP853
-        below; ``trajectory.spec["method"]`` says which.
+        below, and Tsit5 for ReLU networks of more than 2,000 neuron-sample pairs, whose events cut the
+        steps short; ``trajectory.spec["method"]`` says which.
     rtol : float
         Relative tolerance of one step, per parameter.
     atol : float, optional
@@ -127,7 +129,10 @@ def flow(
         atol = _default_atol(objective, theta, rtol) if atol is None else positive("atol", atol)
         one_of("method", method, ("auto", *METHODS))
         if method == "auto":
-            method = "tsit5" if rtol >= 1e-6 else "dop853"
+            many = (
+                events and getattr(model, "piecewise", False) and model.width * len(problem.X) > _MANY_PAIRS
+            )
+            method = "tsit5" if rtol >= 1e-6 or many else "dop853"
         tableau = METHODS[method]()
         state = explicit.new_state(theta, 0.0, tableau)
     else:
