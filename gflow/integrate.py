@@ -351,8 +351,7 @@ class _Flow:
 
     def _outcome(self, code: int, max_steps: int) -> Status:
         if code == explicit.FINISHED:
-            kinks = " Kinks were not located (events=False)." if self.over_kinks else ""
-            return Status("finished", f"Reached t = {self.total:g} in {self.steps} steps.{kinks}")
+            return Status("finished", f"Reached t = {self.total:g} in {self.steps} steps.")
         if code == explicit.MAX_STEPS:
             h = self.state.clock[explicit.H]
             advice = (
@@ -385,6 +384,8 @@ class _Flow:
         """The trajectory as far as it has come."""
         t, theta, dissipation = self.reached()
         counters = self.state.counters
+        if self.over_kinks:
+            outcome = replace(outcome, message=f"{outcome.message} Kinks were not located (events=False).")
         history = self.history[-1][: self.cursor[explicit.HISTORY]]
         if len(self.history) > 1:
             history = np.concatenate([*self.history[:-1], history])
@@ -432,6 +433,7 @@ class _PiecewiseFlow(_Flow):
         else:
             self.pattern.mode[:], self.pattern.start_size[:] = before["mode"], before["start_size"]
             o.work[:] = before["work"]
+            self.table.append(before["pending"])
 
     def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
         o = self.objective
@@ -471,7 +473,7 @@ class _PiecewiseFlow(_Flow):
             outcome = replace(outcome, warnings=(*outcome.warnings, note))
         table = np.concatenate(self.table) if self.table else np.empty((0, 4))
         end = float(self.reached()[0][-1])
-        table = table[table[:, 0] <= end]
+        pending, table = table[table[:, 0] > end], table[table[:, 0] <= end]  # a step passes over the end
         events = Events(
             table[:, 0], table[:, 1].astype(np.int64), table[:, 2].astype(np.int64),
             np.array(piecewise.KINDS)[table[:, 3].astype(np.int64)],
@@ -479,7 +481,7 @@ class _PiecewiseFlow(_Flow):
         made = super().trajectory(outcome, watch, spec)
         state: dict[str, Any] = {
             **made.state, "mode": self.pattern.mode, "start_size": self.pattern.start_size,
-            "work": self.objective.work,
+            "work": self.objective.work, "pending": pending,
         }  # fmt: skip
         return replace(made, events=events, state=state, checkpoints=None)
 

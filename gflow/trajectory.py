@@ -258,7 +258,8 @@ class Trajectory:
 
     def _need_checkpoints(self) -> None:
         if self.checkpoints is None:
-            raise ValueError("sensitivity is measured along a flow; this trajectory is of gradient descent")
+            kind = "of gradient descent" if self.steps is None else "of a flow with events at kinks"
+            raise ValueError(f"sensitivity is measured along a smooth flow; this trajectory is {kind}")
 
     @cached_property
     def _growth(self) -> tuple[float, float]:

@@ -93,12 +93,13 @@ def _slope(positive, coefficient, leak):
 def _pulls(j, plane, force, data, dims):
     """Pulls of a hyperplane's samples on neuron j along its normal: on its positive and negative side."""
     n, first = dims[3], relu.coefficients_at(dims)
+    members, starts = relu.PLANES + n, relu.PLANES + 2 * n
     plus, minus = 0.0, 0.0
-    for i in range(n):
-        if dims[relu.PLANES + i] == plane:
-            c, pull = data[first + i], force[j * n + i]
-            plus += _slope(True, c, data[2]) * pull * c
-            minus += _slope(False, c, data[2]) * pull * c
+    for q in range(dims[starts + plane], dims[starts + plane + 1]):
+        i = dims[members + q]
+        c, pull = data[first + i], force[j * n + i]
+        plus += _slope(True, c, data[2]) * pull * c
+        minus += _slope(False, c, data[2]) * pull * c
     return plus, minus
 
 
@@ -247,11 +248,7 @@ def _shares(j, theta, data, dims, mode, force, small, out):
 def _record(t, j, plane, kind, data, dims, pattern):
     """Add an event to the table, seen from the first sample of the plane."""
     n, first, numbers = dims[3], relu.coefficients_at(dims), pattern.numbers
-    sample = 0
-    for i in range(n):
-        if dims[relu.PLANES + i] == plane and data[first + i] != 0.0:
-            sample = i
-            break
+    sample = dims[relu.PLANES + n + dims[relu.PLANES + 2 * n + plane]]
     if data[first + sample] < 0.0:
         if kind == ACTIVATE:
             kind = DEACTIVATE

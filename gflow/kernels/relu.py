@@ -3,8 +3,9 @@
 Layout
 ------
 ``theta`` holds W (m, d), or a chain W_1 (m, d), W_2 (m, m), ... whose product is W, then A (k, m).
-``dims`` holds ``[loss, d, k, n, m, train_outer, chain, planes, plane of sample 1, ..., of sample n]``:
-samples whose inputs are parallel share the hyperplane w.u = 0 on which they have their kink.
+``dims`` holds ``[loss, d, k, n, m, train_outer, chain, planes]``, the plane of each sample (n,), the
+samples plane by plane (n,) and where each plane's begin among these (planes + 1,): samples whose inputs are
+parallel share the hyperplane w.u = 0 on which they have their kink; zero inputs are on none.
 ``data`` holds ``[factor, weight_decay, slope]``, X^T (d, n), Y^T (k, n), the coefficients c (n,) with
 x_i = c_i u_plane(i), and the unit normals u (planes, d).
 ``work`` begins with ``[in a pattern or not]``, the slopes (m, n), the number of planes along which each

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class TwoLayerReLU(Layered):
     def __post_init__(self) -> None:
         for name in ("inputs", "width", "outputs", "first_depth"):
             positive_int(name, getattr(self, name))
-        if isinstance(self.slope, bool) or not 0 <= self.slope < 1:
+        if isinstance(self.slope, bool) or not isinstance(self.slope, Real) or not 0 <= self.slope < 1:
             raise ValueError(f"slope must lie in [0, 1); got {self.slope!r}")
         if not isinstance(self.train_outer, bool):
             raise ValueError(f"train_outer must be True or False; got {self.train_outer!r}")
@@ -94,10 +95,12 @@ class TwoLayerReLU(Layered):
         header = np.array([problem.factor, problem.weight_decay, self.slope])
         parts: list[Array] = [header, problem.X.T, problem.Y.T, coefficients, normals]
         data = np.concatenate([part.ravel() for part in parts])
+        counts = np.bincount(plane[coefficients != 0], minlength=len(normals))
+        members = np.argsort(np.where(coefficients != 0, plane, len(normals)), kind="stable")
         dims = np.array(
             [
                 _LOSSES[problem.loss], self.inputs, self.outputs, len(problem.X), self.width,
-                self.train_outer, self.first_depth, len(normals), *plane,
+                self.train_outer, self.first_depth, len(normals), *plane, *members, 0, *np.cumsum(counts),
             ],
             dtype=np.int64,
         )  # fmt: skip
