@@ -14,6 +14,8 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 import gflow
+from gflow.kernels import explicit
+from gflow.kernels.tableaus import dop853
 from gflow.objective import Objective
 
 START, END = 1e-3, 20.0
@@ -31,6 +33,7 @@ def main() -> None:
         gradient(t, theta, objective.data, objective.dims, objective.work, out)
         return -out
 
+    tableau, history = dop853(), np.empty((4096, 3))
     tables = []
     for rtol in (1e-6, 1e-9, 1e-12):
         atol = rtol * 1e-3 * START
@@ -42,7 +45,17 @@ def main() -> None:
             run = solve_ivp(field, (0.0, END), theta0, method="DOP853", rtol=rtol, atol=atol)
             return run.y[:, -1]
 
-        jobs = {"gflow": ours, "scipy": theirs}
+        def compiled(rtol: float = rtol, atol: float = atol) -> None:
+            state = explicit.new_state(theta0, 0.0, tableau)
+            places = np.zeros(3, dtype=np.int64), np.array([END]), np.empty((1, 2)), np.empty(1), history
+            output = explicit.Output(*places, np.empty((0, 2)), np.empty((0, 1, 1)))
+            o = objective
+            explicit.advance(
+                o.gradient_kernel, o.data, o.dims, o.work, tableau, state, output,
+                rtol, np.full(2, atol), 10**6, 10**6,
+            )  # fmt: skip
+
+        jobs = {"gflow": ours, "scipy": theirs, "compiled": compiled}
         seconds = common.interleaved(jobs, 5 if options.quick else 51)
         isolated = common.interleaved(jobs, 5 if options.quick else 51, sample_seconds=0.0)
         tables.append(
@@ -51,6 +64,7 @@ def main() -> None:
                 "gflow_median_us": 1e6 * statistics.median(seconds["gflow"]),
                 "scipy_median_us": 1e6 * statistics.median(seconds["scipy"]),
                 "scipy_over_gflow": common.median_ratio(seconds["scipy"], seconds["gflow"]),
+                "scipy_over_compiled_part": common.median_ratio(seconds["scipy"], seconds["compiled"]),
                 "scipy_over_gflow_isolated_calls": common.median_ratio(isolated["scipy"], isolated["gflow"]),
                 "gflow_relative_error": abs(float(ours().prod()) / exact - 1.0),
                 "scipy_relative_error": abs(float(theirs().prod()) / exact - 1.0),

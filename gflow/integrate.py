@@ -121,6 +121,9 @@ def flow(
     _trajectory_or_none("start", start)
     times = _times(t, start)
     max_steps = positive_int("max_steps", max_steps)
+    for name, value in (("events", events), ("dense", dense)):
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{name} must be True or False; got {value!r:.80}")
     observers = _observers(observe)
     _callable_or_none("stop", stop)
     if start is None:

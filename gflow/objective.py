@@ -169,7 +169,16 @@ def _kernel_arguments(model: Any, problem: Any) -> tuple[Array, NDArray[np.int64
             return kept[model]
         except (KeyError, TypeError):
             pass
-    data, dims, work_size = model.kernel_arguments(problem)
+    made = model.kernel_arguments(problem)
+    try:
+        data, dims, work_size = made
+        usable = int(work_size) >= 0
+    except (TypeError, ValueError):
+        usable = False
+    if not usable:
+        raise ValueError(
+            f"model.kernel_arguments must return data, dims and the length >= 0 of work; got {made!r:.80}"
+        )
     data = np.array(data, dtype=np.float64).ravel()
     dims = np.array(dims, dtype=np.int64).ravel()
     frozen = getattr(type(model), "__dataclass_params__", None)

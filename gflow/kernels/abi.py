@@ -109,9 +109,9 @@ def as_kernel(function: Any, kind: str) -> Kernel:
         )
     try:
         return _compiled(function, kind)
-    except (numba.core.errors.NumbaError, TypeError, AssertionError) as error:
+    except (numba.core.errors.NumbaError, RuntimeError, TypeError, AssertionError) as error:
         raise ValueError(
-            f"model.{kind} must compile to {ARGUMENTS[kind]} with one-dimensional float64 arrays "
+            f"model.{kind} must be decorated without a signature, and compile to {ARGUMENTS[kind]} with one-dimensional float64 arrays "
             f"(dims: int64) and a float64 t; numba says: {error}"
         ) from error
 
