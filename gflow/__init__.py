@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from gflow import datasets, observe, papers, plot, theory
     from gflow.claims import Verdict, check
     from gflow.comparison import compare
-    from gflow.integrate import descend, flow, load
+    from gflow.integrate import flow, load
+    from gflow.iterate import descend
     from gflow.models.linear import DeepLinear, Symmetric
     from gflow.models.relu import TwoLayerReLU
     from gflow.problem import Problem
@@ -24,7 +25,7 @@ _HOME = {
     "Symmetric": "gflow.models.linear",
     "TwoLayerReLU": "gflow.models.relu",
     "flow": "gflow.integrate",
-    "descend": "gflow.integrate",
+    "descend": "gflow.iterate",
     "load": "gflow.integrate",
     "Trajectory": "gflow.trajectory",
     "Status": "gflow.trajectory",

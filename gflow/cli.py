@@ -54,7 +54,7 @@ def _reproduce(names: list[str], size: str, out: Path) -> int:
 
     from gflow import papers, report
     from gflow._progress import Progress
-    from gflow.integrate import versions
+    from gflow._run import versions
 
     console = Console()
     sections: list[report.Section] = []

@@ -1,38 +1,36 @@
-"""flow() and descend(): check the arguments, drive a compiled loop, hand back a Trajectory."""
+"""flow(): check the arguments, drive a compiled loop, hand back a Trajectory."""
 
 from __future__ import annotations
 
 import math
-import platform
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from gflow import trajectory as _trajectory
 from gflow._check import finite_array, one_of, positive, positive_int
 from gflow._memory import available_memory, refuse_if_too_large
-from gflow._progress import Progress
-from gflow.kernels import descent, explicit, piecewise, tableaus
+from gflow._run import (
+    Array,
+    Observers,
+    Watch,
+    callable_or_none,
+    drive,
+    parse_observers,
+    same_run,
+    trajectory_or_none,
+    versions,
+)
+from gflow.kernels import explicit, piecewise, tableaus
 from gflow.objective import Objective
 from gflow.trajectory import Events, Status, Steps, Trajectory
 
-Array = NDArray[np.float64]
-Observers = (
-    str | Callable[..., Any] | Iterable[str | Callable[..., Any]] | Mapping[str, Callable[..., Any]] | None
-)
-
 METHODS = {"tsit5": tableaus.tsit5, "dop853": tableaus.dop853}
-_CHUNK_SECONDS = 0.1
 _MANY_PAIRS = 2000
 _HISTORY_BLOCK = 4096
 _DENSE_BLOCK_BYTES = 2**25
@@ -118,14 +116,14 @@ def flow(
     2.00...
     """
     objective = Objective(model, problem)
-    _trajectory_or_none("start", start)
+    trajectory_or_none("start", start)
     times = _times(t, start)
     max_steps = positive_int("max_steps", max_steps)
     for name, value in (("events", events), ("dense", dense)):
         if not isinstance(value, bool | np.bool_):
             raise ValueError(f"{name} must be True or False; got {value!r:.80}")
-    observers = _observers(observe)
-    _callable_or_none("stop", stop)
+    observers = parse_observers(observe)
+    callable_or_none("stop", stop)
     if start is None:
         theta = objective.check_theta(theta0, "theta0")
         rtol = _rtol(rtol)
@@ -152,83 +150,13 @@ def flow(
         state.theta
     )  # what is wrong with a user's kernel shows here: compiled code cannot raise
     run = kind(objective, tableau, state, times, rtol, atol, dense, None if start is None else start.state)
-    watch = _Watch(objective, observers, stop, run.now)
+    watch = Watch(objective, observers, stop, run.now)
     spec = {
         "model": model, "problem": problem, "theta0": theta, "t": times, "method": method, "rtol": rtol,
         "atol": atol, "observe": observe, "stop": stop, "events": events, "dense": dense,
         "max_steps": run.steps_before + max_steps,
     }  # fmt: skip
-    outcome = _drive(run, watch, max_steps, progress)
-    return run.trajectory(outcome, watch, spec)
-
-
-def descend(
-    model: Any,
-    problem: Any,
-    theta0: ArrayLike | None,
-    step_size: float,
-    n_steps: int,
-    *,
-    save_every: int = 1,
-    observe: Observers = None,
-    stop: Callable[[float, Array], bool] | None = None,
-    start: Trajectory | None = None,
-    progress: bool = False,
-) -> Trajectory:
-    """Full-batch gradient descent θ ← θ − η ∇L(θ): the flow's discrete counterpart.
-
-    Parameters
-    ----------
-    model, problem, theta0, observe, progress
-        As in :func:`flow`.
-    step_size : float
-        The step size η > 0.
-    n_steps : int
-        Number of steps; with ``start=``, counted from step 0 of the whole run.
-    save_every : int
-        Save every so many steps; the first and the last state are always saved.
-    stop : callable, optional
-        ``stop(t, theta)`` is called at every saved state; True ends the run there.
-    start : Trajectory, optional
-        Go on from a descent of the same model, problem and step size, bit for bit.
-
-    Returns
-    -------
-    Trajectory
-        With t = step_size × step; a run that diverges returns what it has and says so.
-
-    Raises
-    ------
-    ValueError
-        If an argument is wrong; nothing has run by then.
-    """
-    objective = Objective(model, problem)
-    _trajectory_or_none("start", start)
-    step_size = positive("step_size", step_size)
-    n_steps, save_every = positive_int("n_steps", n_steps), positive_int("save_every", save_every)
-    observers = _observers(observe)
-    _callable_or_none("stop", stop)
-    first = 0
-    if start is None:
-        theta0 = objective.check_theta(theta0, "theta0")
-        theta = theta0.copy()
-    else:
-        theta0 = _same_run(objective, theta0, start)
-        if start.spec.get("step_size") != step_size:
-            raise ValueError(
-                f"step_size must be that of start, {start.spec.get('step_size')}; got {step_size}"
-            )
-        theta, first = start.state["theta"].copy(), int(start.state["step"][0])
-        if n_steps <= first:
-            raise ValueError(f"n_steps must be above the {first} steps of start; got {n_steps}")
-    objective.gradient(theta)  # what is wrong with a user's kernel shows here: compiled code cannot raise
-    run = _Descent(objective, theta, step_size, first, n_steps, save_every)
-    watch = _Watch(objective, observers, stop, run.now)
-    spec = {
-        "model": model, "problem": problem, "theta0": theta0, "step_size": step_size, "n_steps": n_steps,
-        "save_every": save_every, "observe": observe, "stop": stop,
-    }  # fmt: skip
-    outcome = _drive(run, watch, 0, progress)
+    outcome = drive(run, watch, max_steps, progress)
     return run.trajectory(outcome, watch, spec)
 
 
@@ -383,7 +311,7 @@ class _Flow:
             dissipation = np.append(dissipation, clock[explicit.DISSIPATION])
         return t, theta, dissipation
 
-    def trajectory(self, outcome: Status, watch: _Watch, spec: dict[str, Any]) -> Trajectory:
+    def trajectory(self, outcome: Status, watch: Watch, spec: dict[str, Any]) -> Trajectory:
         """The trajectory as far as it has come."""
         t, theta, dissipation = self.reached()
         counters = self.state.counters
@@ -466,7 +394,7 @@ class _PiecewiseFlow(_Flow):
             )
         return super()._outcome(code, max_steps)
 
-    def trajectory(self, outcome: Status, watch: _Watch, spec: dict[str, Any]) -> Trajectory:
+    def trajectory(self, outcome: Status, watch: Watch, spec: dict[str, Any]) -> Trajectory:
         """The trajectory as far as it has come, with its events."""
         if self.non_unique:
             note = (
@@ -487,214 +415,6 @@ class _PiecewiseFlow(_Flow):
             "work": self.objective.work, "pending": pending,
         }  # fmt: skip
         return replace(made, events=events, state=state, checkpoints=None)
-
-
-class _Descent:
-    """One gradient descent: where it stands, and how it goes on."""
-
-    verb = "descend"
-
-    def __init__(
-        self, objective: Objective, theta: Array, step_size: float, first: int, n_steps: int, every: int
-    ) -> None:
-        self.objective, self.step_size, self.n_steps = objective, step_size, n_steps
-        self.first, self.every = first, every
-        rows = -(-(n_steps - first) // every) + 1
-        refuse_if_too_large("save_every", "states to be saved", rows * (objective.size + 1) * 8)
-        self.at = np.append(np.arange(first, n_steps, every), n_steps)
-        self.theta, self.now, self.g = (
-            np.empty((len(self.at), objective.size)),
-            theta,
-            np.empty(objective.size),
-        )
-        self.cursor = np.array([first, 0], dtype=np.int64)
-        self.total = float(n_steps)
-        cost = objective.data.size + objective.work.size + 8 * objective.size + 100
-        self.first_budget = int(min(max(2e7 / cost, 1), 100_000))
-
-    @property
-    def steps(self) -> int:
-        return int(self.cursor[descent.STEP])
-
-    @property
-    def saved(self) -> int:
-        return int(self.cursor[descent.SAVED])
-
-    @property
-    def t(self) -> float:
-        return self.steps * self.step_size
-
-    @property
-    def advanced(self) -> int:
-        """A count that grows when there is a new saved state to show to ``stop``; the first one is saved late."""
-        return max(self.saved, 1)
-
-    within = True
-
-    @property
-    def done(self) -> float:
-        return float(self.steps)
-
-    def note(self) -> str:
-        return f"step {self.steps}"
-
-    def advance(self, budget: int, max_steps: int) -> Status | None:
-        o = self.objective
-        code = descent.advance(
-            o.gradient_kernel, o.data, o.dims, o.work, self.now, self.g, self.cursor, self.step_size,
-            self.first, self.every, self.n_steps, self.theta, budget,
-        )  # fmt: skip
-        if code == descent.PAUSED:
-            return None
-        if code == descent.FINISHED:
-            return Status("finished", f"Made {self.steps} steps of {self.step_size:g}.")
-        return Status(
-            "non_finite",
-            self.stopped_at("the next state is not finite") + f" The step size {self.step_size:g} is "
-            "probably above the stability limit 2 / sharpness; the last finite state is kept.",
-        )
-
-    def stopped_at(self, why: str) -> str:
-        return f"Stopped at step {self.steps} of {self.n_steps}: {why}."
-
-    def reached(self) -> tuple[Array, Array]:
-        """Times and states that were saved, and the last state where the end was not reached."""
-        n = self.saved
-        at, theta = self.at[:n], self.theta[:n]
-        if n == 0 or self.steps > at[-1]:
-            at, theta = np.append(at, self.steps), np.vstack([theta, self.now])
-        return at * self.step_size, theta
-
-    def trajectory(self, outcome: Status, watch: _Watch, spec: dict[str, Any]) -> Trajectory:
-        """The trajectory as far as it has come."""
-        t, theta = self.reached()
-        return Trajectory(
-            t=t, theta=theta, outcome=outcome, observed=watch.arrays(len(t)),
-            counts={"steps": self.steps, "gradients": self.steps},
-            state={"theta": self.now, "step": np.array([self.steps])},
-            versions=versions(), recorded_spec=spec,
-        )  # fmt: skip
-
-
-class _CallbackError(Exception):
-    """A user's callable raised; the cause is the exception's."""
-
-
-class _Watch:
-    """A user's observers and ``stop``, called between stretches of a run.
-
-    The observers are called once at the start, so that what is wrong with them shows before anything runs.
-    """
-
-    def __init__(
-        self, objective: Objective, observers: dict[str, Callable[..., Any]],
-        stop: Callable[[float, Array], bool] | None, start: Array,
-    ) -> None:  # fmt: skip
-        self.objective, self.observers, self.stop = objective, observers, stop
-        self.seen: dict[str, list[Array]] = {name: [] for name in observers}
-        self.first = {name: self._value(name, start.copy()) for name in observers}
-
-    def _value(self, name: str, theta: Array) -> Array:
-        return np.array(self.observers[name](self.objective.model, self.objective.problem, theta))
-
-    def wants_stop(self, t: float, theta: Array) -> bool:
-        assert self.stop is not None
-        try:
-            return bool(self.stop(t, theta.copy()))
-        except Exception as error:
-            raise _CallbackError("stop") from error
-
-    def observe(self, theta: Array) -> None:
-        """Observe the rows of ``theta`` (T, P) that have not been seen."""
-        for name, values in self.seen.items():
-            for row in theta[len(values) :]:
-                try:
-                    values.append(self._value(name, row))
-                except Exception as error:
-                    raise _CallbackError(f"observe[{name!r}]") from error
-
-    def arrays(self, rows: int) -> dict[str, Array]:
-        """The observables, with NaN for rows that an interrupt or an exception left unseen."""
-        out = {}
-        for name, values in self.seen.items():
-            missing = rows - len(values)
-            blank = np.full_like(self.first[name], np.nan, dtype=np.result_type(self.first[name], np.float64))
-            rows_of = [*values, *[blank] * missing]
-            try:
-                out[name] = np.array(rows_of)
-            except ValueError:  # values of different shapes
-                out[name] = np.empty(rows, dtype=object)
-                out[name][:] = rows_of
-        return out
-
-
-class _Interrupts:
-    """Notes Ctrl-C while compiled code runs, to be looked at between stretches; a second one raises at once.
-
-    An exception out of the signal handler could strike inside of numba, which would swallow it.
-    """
-
-    def __init__(self) -> None:
-        self.came = False
-        self._ours = False
-
-    def __enter__(self) -> _Interrupts:
-        if threading.current_thread() is threading.main_thread():
-            self._ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if self._ours:
-            signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.came:
-            raise KeyboardInterrupt
-        self.came = True
-
-    def __exit__(self, *error: object) -> None:
-        if self._ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def check(self) -> None:
-        """Raise the KeyboardInterrupt that came."""
-        if self.came:
-            raise KeyboardInterrupt
-
-
-def _drive(run: Any, watch: _Watch, max_steps: int, progress: bool) -> Status:
-    """Advance a run in stretches of about 0.1 s, and between them observe, ask ``stop`` and show progress.
-
-    A keyboard interrupt ends it after the stretch that is under way.
-    """
-    outcome: Status | None = None
-    budget = 1 if watch.stop is not None else run.first_budget
-    interrupts = _Interrupts()
-    try:
-        with interrupts, _blas(run.objective), Progress(progress, run.verb, run.total) as shown:
-            asked = -1
-            while outcome is None:
-                interrupts.check()
-                if watch.stop is not None and run.advanced != asked and run.within:
-                    asked = run.advanced
-                    if watch.wants_stop(run.t, run.now):
-                        outcome = Status("stopped", run.stopped_at("stop() returned True"))
-                        break
-                began, before = time.perf_counter(), run.steps
-                outcome = run.advance(budget, max_steps)
-                watch.observe(run.theta[: run.saved])
-                if watch.stop is None and run.steps > before:
-                    pace = (run.steps - before) / max(time.perf_counter() - began, 1e-6)
-                    budget = max(1, int(_CHUNK_SECONDS * pace))
-                if progress:
-                    shown.update(run.done, run.note())
-            watch.observe(run.reached()[1])
-            interrupts.check()
-    except KeyboardInterrupt:
-        with suppress(KeyboardInterrupt):  # a second one leaves the rest unobserved
-            watch.observe(run.reached()[1])
-        return Status("interrupted", run.stopped_at("interrupted") + " Go on with start=.")
-    except _CallbackError as error:
-        return Status("failed", run.stopped_at(f"{error} raised {error.__cause__!r}") + " Go on with start=.")
-    return outcome
 
 
 def _times(t: ArrayLike, start: Trajectory | None) -> Array:
@@ -744,67 +464,6 @@ def _root_mean_square(part: Array) -> float:
     return largest * float(np.sqrt(np.mean((part / largest) ** 2))) if largest > 0 else 0.0
 
 
-def _callable_or_none(name: str, value: Any) -> None:
-    if value is not None and not callable(value):
-        raise ValueError(f"{name} must be a callable (t, theta) -> bool or None; got {value!r}")
-
-
-def _trajectory_or_none(name: str, value: Any) -> None:
-    if value is not None and not isinstance(value, Trajectory):
-        raise ValueError(f"{name} must be a Trajectory or None; got {value!r:.80}")
-
-
-def _observers(observe: Observers) -> dict[str, Callable[..., Any]]:
-    if observe is None:
-        return {}
-    from gflow import observe as known
-
-    if isinstance(observe, Mapping):
-        pairs = list(observe.items())
-    else:
-        listed: list[Any]
-        if isinstance(observe, str) or callable(observe) or not isinstance(observe, Iterable):
-            listed = [observe]
-        else:
-            listed = list(observe)
-        pairs = [
-            (item if isinstance(item, str) else getattr(item, "__name__", repr(item)), item)
-            for item in listed
-        ]
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"observe must have one name for each observable; {twice!r} came twice: give a dict")
-    return {
-        name: known.by_name(item) if isinstance(item, str) else _check_observer(name, item)
-        for name, item in pairs
-    }
-
-
-def _check_observer(name: str, item: Any) -> Callable[..., Any]:
-    if not callable(item):
-        raise ValueError(
-            f"observe[{name!r}] must be a name or a callable (model, problem, theta); got {item!r}"
-        )
-    return item
-
-
-def _same_run(objective: Objective, theta0: ArrayLike | None, start: Any) -> Array:
-    """θ(0) of a trajectory that is to be continued, once it is known to be of this model and problem."""
-    there = start.objective
-    same = (
-        there.gradient_kernel is objective.gradient_kernel
-        and np.array_equal(there.data, objective.data)
-        and np.array_equal(there.dims, objective.dims)
-    )
-    if not same:
-        raise ValueError("start must be a trajectory of this model and this problem; it is of another")
-    first = np.asarray(start.spec["theta0"])
-    if theta0 is not None and not np.array_equal(objective.check_theta(theta0, "theta0"), first):
-        raise ValueError("theta0 must be None, or the initial parameters of start; got others")
-    return first
-
-
 def _continued(
     objective: Objective,
     theta0: ArrayLike | None,
@@ -813,7 +472,7 @@ def _continued(
     rtol: float,
     atol: float | None,
 ) -> tuple[Array, str, float, float]:
-    theta = _same_run(objective, theta0, start)
+    theta = same_run(objective, theta0, start)
     if start.steps is None:
         raise ValueError("start must be a trajectory of the flow; it is of gradient descent")
     spec = start.spec
@@ -823,37 +482,3 @@ def _continued(
                 f"{name} must be left out with start=, or equal its {name}, {spec[name]!r}; got {given!r}"
             )
     return theta, spec["method"], spec["rtol"], spec["atol"]
-
-
-@cache
-def _pools() -> Any:
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController().select(user_api="blas")
-
-
-def _blas(objective: Objective) -> AbstractContextManager[Any]:
-    """Hold BLAS at one thread unless its products are so large that more of them pay (measured)."""
-    widest = max(objective.dims.tolist(), default=0)
-    if widest < 32 or widest > 512:
-        return nullcontext()
-    return _pools().limit(limits=1)
-
-
-@cache
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    def installed(name: str) -> str:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return "not installed"
-
-    names = {"gflow": "gradient-flow", "numpy": "numpy", "scipy": "scipy", "numba": "numba"}
-    return {key: installed(name) for key, name in names.items()} | {"python": platform.python_version()}
-
-
-def versions() -> dict[str, str]:
-    """Versions of gflow and of what its numbers depend on."""
-    return dict(_versions())

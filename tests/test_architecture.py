@@ -56,7 +56,7 @@ def test_kernels_import_only_numpy_and_numba(module):
 
 
 def test_theory_and_trajectory_run_no_solver():
-    for solver in ("gflow.integrate", "gflow.kernels.explicit", "gflow.kernels.descent"):
+    for solver in ("gflow.integrate", "gflow.iterate", "gflow.kernels.explicit", "gflow.kernels.descent"):
         assert not users(solver) & (
             inside("theory/") | {"trajectory.py", "observe.py", "problem.py", "objective.py"}
         )
