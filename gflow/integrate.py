@@ -32,6 +32,8 @@ from gflow.trajectory import Events, Status, Steps, Trajectory
 
 METHODS = {"tsit5": tableaus.tsit5, "dop853": tableaus.dop853}
 _MANY_PAIRS = 2000
+# What a continued run takes over from the pattern; the rest follows from it.
+_PATTERN = ("mode", "numbers", "start_size", "share", "rate")
 _HISTORY_BLOCK = 4096
 _DENSE_BLOCK_BYTES = 2**25
 
@@ -354,7 +356,9 @@ class _PiecewiseFlow(_Flow):
         self.table: list[Array] = []
         self.non_unique = 0
         if before is None:
-            zero = piecewise.begin(self.t, self.state.theta, o.data, o.dims, o.work, self.pattern)
+            zero = piecewise.begin(
+                o.gradient_kernel, self.t, self.state.theta, o.data, o.dims, o.work, self.state, self.pattern
+            )
             if zero >= 0:
                 raise ValueError(
                     f"theta0 must have w_j != 0 for every neuron, where the flow is unique; w_{zero} is zero"
@@ -362,8 +366,9 @@ class _PiecewiseFlow(_Flow):
         elif "mode" not in before:
             raise ValueError("start must be a trajectory with events; it was made with events=False")
         else:
-            self.pattern.mode[:], self.pattern.start_size[:] = before["mode"], before["start_size"]
-            o.work[:] = before["work"]
+            for name in _PATTERN:
+                getattr(self.pattern, name)[:] = before[name]
+            piecewise.resume(self.state.theta, o.data, o.dims, o.work, self.pattern)
             self.table.append(before["pending"])
 
     def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
@@ -410,10 +415,8 @@ class _PiecewiseFlow(_Flow):
             np.array(piecewise.KINDS)[table[:, 3].astype(np.int64)],
         )  # fmt: skip
         made = super().trajectory(outcome, watch, spec)
-        state: dict[str, Any] = {
-            **made.state, "mode": self.pattern.mode, "start_size": self.pattern.start_size,
-            "work": self.objective.work, "pending": pending,
-        }  # fmt: skip
+        kept = {name: getattr(self.pattern, name) for name in _PATTERN}
+        state: dict[str, Any] = {**made.state, **kept, "pending": pending}
         return replace(made, events=events, state=state, checkpoints=None)
 
 

@@ -222,7 +222,7 @@ def _error(index, weight, count, h, theta, theta_new, scratch, stages, rtol, ato
 
 
 @kernel
-def _extra_stages(gradient, data, dims, work, tableau, state):
+def complete_stages(gradient, data, dims, work, tableau, state):
     """Complete the stages of the last step for its interpolant."""
     if state.counters[EXTRA_DONE]:
         return
@@ -250,7 +250,7 @@ def _extra_stages(gradient, data, dims, work, tableau, state):
 @kernel
 def interpolate(gradient, data, dims, work, tableau, state, t, out):
     """Parameters, to ``out``, and dissipation at a time t within the last accepted step."""
-    _extra_stages(gradient, data, dims, work, tableau, state)
+    complete_stages(gradient, data, dims, work, tableau, state)
     h = state.clock[H_BEFORE]
     x = (t - state.clock[T_BEFORE]) / h
     stages, degree = tableau.interpolant.shape
@@ -333,7 +333,7 @@ def _state_at(gradient, data, dims, work, tableau, state, t, out, rtol, atol):
 @kernel
 def store_dense(gradient, data, dims, work, tableau, state, output):
     """Keep the interpolant of the last accepted step as a polynomial in (t - t_step) / h."""
-    _extra_stages(gradient, data, dims, work, tableau, state)
+    complete_stages(gradient, data, dims, work, tableau, state)
     place = output.cursor[DENSE]
     output.dense_times[place, 0] = state.clock[T_BEFORE]
     output.dense_times[place, 1] = state.clock[H_BEFORE]

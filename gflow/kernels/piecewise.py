@@ -2,8 +2,13 @@
 
 The gradient jumps where a neuron's hyperplane w.u = 0 passes a sample.  Between events the network keeps a
 pattern in which its field is smooth, and the explicit loop takes its steps there.  After each step the
-switching functions are looked at between its ends; the earliest that changes sign cuts the step short, and
-the neuron that it belongs to is decided anew.
+switching functions are looked at; the earliest that changes sign cuts the step short, and the neuron that it
+belongs to is decided anew.
+
+Switching functions of neurons off their kinks are heights w.u, linear in the parameters: on the interpolant of
+a step they are polynomials, whose roots cost next to nothing.  Those of sliding neurons are the shares s that
+the samples on the kink take in the gradient: a gradient each time they are looked at, so that inside of a step
+this is done only where a share is near an end of its range for the speed at which it changes.
 
 A neuron's velocity at a kink is a convex combination of its two one-sided limits: with b+ and b- the pulls
 along u on either side, b- + s (b+ - b-), s in [0, 1].  Where b+ < b- the kink attracts, and all kinks of the
@@ -25,7 +30,9 @@ from gflow.kernels.abi import kernel
 from gflow.kernels.explicit import (
     ACCEPTED,
     DISSIPATION,
+    EXTRA_DONE,
     FRESH,
+    GRADIENTS,
     H_BEFORE,
     HISTORY,
     MOVED,
@@ -49,25 +56,35 @@ KINDS = ("activate", "deactivate", "slide", "leave_active", "leave_inactive", "r
 PLUS, MINUS, SLIDING, RESTING = 1, -1, 0, 2
 
 # Places in Pattern.numbers.
-EVENTS, NON_UNIQUE, REPEATS, WATCHED, ZERO_NEURON = range(5)
+EVENTS, NON_UNIQUE, REPEATS, WATCHED, ZERO_NEURON, BEFORE = range(6)
+# The row of trial shares.
+TRIAL = 2
 
+# Parts of a step at which a switching function is looked at, when it may have changed sign and back.
 _NODES = 5
 _ROUNDING = 3e-14
 _LANDED = 1e-12
+# Margin of a share, and how far one may go within a step if it is not known how fast it changes.
+_SHARE_MARGIN = 1e-11
+_SHARE_CHANGE = 0.1
 
 
 class Pattern(NamedTuple):
-    """The discrete part of the state, and room to work in."""
+    """The discrete part of the state, and room to work in.  Two rows: before and after the last step."""
 
     mode: Ints  # (m, planes)
+    owner: Ints  # (m, d): the planes whose normals span the basis in ``work``
     numbers: Ints
     table: Floats  # (E, 4): time, neuron, sample, kind
     start_size: Floats  # (m,): |w_j| at the start
     heights: Floats  # (2, m * planes)
-    share: Floats  # (2, m * planes): the s of sliding planes
-    force: Floats  # (m * n,)
+    share: Floats  # (3, m * planes): the s of sliding planes; the third row is for trials
+    rate: Floats  # (m * planes,): |ds/dt| of the last step; negative if unknown
+    force: Floats  # (n,)
     node: Floats  # (1, P)
     small: Floats  # scratch of a decision
+    polynomial: Floats  # (8,): of a height
+    looked: Floats  # (2,): the part of the last step whose gradient is in ``work``, and the dissipation there
     touched: Ints  # (m,)
     watched: Ints  # the functions j * planes + p whose earliest root is sought
 
@@ -76,10 +93,10 @@ def new_pattern(dims: Ints, size: int, room: int = 256) -> Pattern:
     """A pattern to be filled by :func:`begin`."""
     d, n, m, planes = int(dims[1]), int(dims[3]), int(dims[4]), int(dims[7])
     return Pattern(
-        np.zeros((m, planes), dtype=np.int64), np.zeros(5, dtype=np.int64), np.empty((room, 4)), np.zeros(m),
-        np.zeros((2, m * planes)), np.zeros((2, m * planes)), np.zeros(m * n), np.zeros((1, size)),
-        np.zeros(planes * (planes + 4) + d), np.zeros(m, dtype=np.int64),
-        np.zeros(m * planes, dtype=np.int64),
+        np.zeros((m, planes), dtype=np.int64), np.zeros((m, d), dtype=np.int64), np.zeros(6, dtype=np.int64),
+        np.empty((room, 4)), np.zeros(m), np.zeros((2, m * planes)), np.full((3, m * planes), 0.5),
+        np.full(m * planes, -1.0), np.zeros(n), np.zeros((1, size)), np.zeros(4 * planes + d), np.zeros(8), np.zeros(2),
+        np.zeros(m, dtype=np.int64), np.zeros(m * planes, dtype=np.int64),
     )  # fmt: skip
 
 
@@ -90,22 +107,23 @@ def _slope(positive, coefficient, leak):
 
 
 @kernel
-def _pulls(j, plane, force, data, dims):
-    """Pulls of a hyperplane's samples on neuron j along its normal: on its positive and negative side."""
+def _pulls(plane, force, data, dims):
+    """Pulls of a hyperplane's samples on a neuron along its normal: on its positive and negative side."""
     n, first = dims[3], relu.coefficients_at(dims)
     members, starts = relu.PLANES + n, relu.PLANES + 2 * n
     plus, minus = 0.0, 0.0
     for q in range(dims[starts + plane], dims[starts + plane + 1]):
         i = dims[members + q]
-        c, pull = data[first + i], force[j * n + i]
+        c, pull = data[first + i], force[i]
         plus += _slope(True, c, data[2]) * pull * c
         minus += _slope(False, c, data[2]) * pull * c
     return plus, minus
 
 
 @kernel
-def _apply(j, data, dims, work, mode):
+def _apply(j, data, dims, work, pattern):
     """Write the slopes of neuron j and the basis of its sliding normals to ``work``."""
+    mode = pattern.mode
     d, n, planes = dims[1], dims[3], dims[7]
     slopes, first, normals = relu.slopes_at(dims), relu.coefficients_at(dims), relu.normals_at(dims)
     for i in range(n):
@@ -136,6 +154,7 @@ def _apply(j, data, dims, work, mode):
         if size > 1e-10:
             for l in range(d):
                 work[row + l] /= size
+            pattern.owner[j, kept] = p
             kept += 1
     work[relu.sliding_at(dims) + j] = kept
 
@@ -154,31 +173,6 @@ def _land(j, theta, dims, work):
 
 
 @kernel
-def _solve(a, b, n):
-    """Solve the symmetric system a x = b of n equations in place (a, b flat); rows without pivot give 0."""
-    for c in range(n):
-        best = c
-        for r in range(c + 1, n):
-            if abs(a[r * n + c]) > abs(a[best * n + c]):
-                best = r
-        if abs(a[best * n + c]) < 1e-300:
-            continue
-        if best != c:
-            for q in range(n):
-                a[c * n + q], a[best * n + q] = a[best * n + q], a[c * n + q]
-            b[c], b[best] = b[best], b[c]
-        for r in range(n):
-            if r != c:
-                factor = a[r * n + c] / a[c * n + c]
-                for q in range(c, n):
-                    a[r * n + q] -= factor * a[c * n + q]
-                b[r] -= factor * b[c]
-    for c in range(n):
-        pivot = a[c * n + c]
-        b[c] = b[c] / pivot if abs(pivot) >= 1e-300 else 0.0
-
-
-@kernel
 def _rest_velocity(j, theta, data, dims, mode, force, out):
     """Velocity of neuron j without what its kinks pull: from the samples off their kinks, and the decay."""
     d, n = dims[1], dims[3]
@@ -190,58 +184,72 @@ def _rest_velocity(j, theta, data, dims, mode, force, out):
         side = mode[j, p]
         if c == 0.0 or side == SLIDING or side == RESTING:
             continue
-        pull = _slope(side == PLUS, c, data[2]) * force[j * n + i] * c
+        pull = _slope(side == PLUS, c, data[2]) * force[i] * c
         for l in range(d):
             out[l] += pull * data[normals + p * d + l]
 
 
 @kernel
-def _shares(j, theta, data, dims, mode, force, small, out):
-    """The s of the planes along which neuron j slides, to ``out`` (planes,); False if one of them repels."""
-    d, planes = dims[1], dims[7]
-    normals = relu.normals_at(dims)
-    velocity = small[:d]
-    _rest_velocity(j, theta, data, dims, mode, force, velocity)
+def _owns(j, plane, kept, pattern):
+    """Whether a row of neuron j's basis is this plane's."""
+    for q in range(kept):
+        if pattern.owner[j, q] == plane:
+            return True
+    return False
+
+
+@kernel
+def _shares(j, theta, data, dims, work, pattern, row):
+    """The shares of neuron j on the planes that it stands on, at the state of the last gradient, to a row.
+
+    What the planes pull keeps the velocity off their normals: with the normals N = L Q, Q the basis in
+    ``work``, L^T y = Q g for the pulls y, g the gradient without them.  A plane that has turned repelling is
+    out of its range, and so is one on which the neuron rests, once its samples pull it off.
+    """
+    d, planes, mode, force = dims[1], dims[7], pattern.mode, pattern.force
+    basis, along, normals = (
+        relu.basis_at(dims) + j * d * d,
+        relu.along_at(dims) + j * d,
+        relu.normals_at(dims),
+    )
+    kept, out = int(work[relu.sliding_at(dims) + j]), j * planes
+    relu.forces(j, theta, dims, work, force)
     count = 0
     for p in range(planes):
-        if mode[j, p] == SLIDING:
+        if mode[j, p] == SLIDING or mode[j, p] == RESTING:
+            pattern.share[row, out + p] = 0.5
             count += 1
-    jump, gram = small[d : d + count], small[d + planes : d + planes + count * count]
-    right = small[d + planes + planes * planes : d + planes + planes * planes + count]
-    attracts = True
-    q = 0
-    for p in range(planes):
-        if mode[j, p] == SLIDING:
-            plus, minus = _pulls(j, p, force, data, dims)
-            jump[q] = plus - minus
-            if jump[q] >= 0.0:
-                attracts = False
-            for l in range(d):
-                velocity[l] += minus * data[normals + p * d + l]
-            q += 1
-    q = 0
-    for p in range(planes):
-        if mode[j, p] != SLIDING:
-            continue
-        right[q] = 0.0
+    pull = pattern.small
+    if count > kept:  # normals that depend on the others: half way, for want of a reason
+        for p in range(planes):
+            if mode[j, p] == SLIDING and not _owns(j, p, kept, pattern):
+                plus, minus = _pulls(p, force, data, dims)
+                for q in range(kept):
+                    for l in range(d):
+                        work[along + q] -= (
+                            0.5 * (plus + minus) * work[basis + q * d + l] * data[normals + p * d + l]
+                        )
+    for q in range(kept - 1, -1, -1):
+        own = pattern.owner[j, q]
+        y, diagonal = work[along + q], 0.0
         for l in range(d):
-            right[q] -= velocity[l] * data[normals + p * d + l]
-        r = 0
-        for o in range(planes):
-            if mode[j, o] == SLIDING:
-                inner = 0.0
-                for l in range(d):
-                    inner += data[normals + p * d + l] * data[normals + o * d + l]
-                gram[q * count + r] = inner * jump[r]
-                r += 1
-        q += 1
-    _solve(gram, right, count)
-    q = 0
-    for p in range(planes):
-        if mode[j, p] == SLIDING:
-            out[p] = right[q]
-            q += 1
-    return attracts
+            diagonal += work[basis + q * d + l] * data[normals + own * d + l]
+        for r in range(q + 1, kept):
+            inner = 0.0
+            for l in range(d):
+                inner += work[basis + q * d + l] * data[normals + pattern.owner[j, r] * d + l]
+            y -= inner * pull[r]
+        pull[q] = y / diagonal
+        plus, minus = _pulls(own, force, data, dims)
+        share = 0.5
+        if mode[j, own] == RESTING:
+            if plus - minus > 0.0:
+                share = 2.0
+        elif plus - minus < 0.0:
+            share = (pull[q] - minus) / (plus - minus)
+        else:
+            share = 2.0 if pull[q] > 0.5 * (plus + minus) else -1.0
+        pattern.share[row, out + own] = share
 
 
 @kernel
@@ -283,14 +291,15 @@ def decide(t, j, theta, data, dims, work, pattern, arrived, forced):
         before[p] = mode[j, p]
         if arrived[p] != 9:
             mode[j, p] = SLIDING  # so that the velocity of the rest leaves it out
+    relu.forces(j, theta, dims, work, force)
     _rest_velocity(j, theta, data, dims, mode, force, g)
     scale = 0.0
     for i in range(dims[3]):
-        scale += abs(force[j * dims[3] + i] * data[relu.coefficients_at(dims) + i])
+        scale += abs(force[i] * data[relu.coefficients_at(dims) + i])
     for p in range(planes):
         if arrived[p] == 9:
             continue
-        plus, minus = _pulls(j, p, force, data, dims)
+        plus, minus = _pulls(p, force, data, dims)
         base[p], jump[p] = minus, plus - minus
         share[p] = 0.0
         if forced[p] == PLUS or (jump[p] >= 0.0 and arrived[p] == MINUS):
@@ -331,7 +340,7 @@ def decide(t, j, theta, data, dims, work, pattern, arrived, forced):
         elif jump[p] < 0.0:
             if 1e-12 < share[p] < 1.0 - 1e-12:
                 mode[j, p] = SLIDING
-            elif abs(speed) <= quiet and share[p] <= 1e-12 and _no_pull(j, p, data, dims, pattern):
+            elif abs(speed) <= quiet and share[p] <= 1e-12 and _no_pull(p, data, dims, pattern):
                 mode[j, p] = RESTING
             else:
                 mode[j, p] = PLUS if share[p] > 0.5 else MINUS
@@ -359,37 +368,36 @@ def decide(t, j, theta, data, dims, work, pattern, arrived, forced):
                 kind = ACTIVATE if mode[j, p] == PLUS else DEACTIVATE
         if kind >= 0:
             _record(t, j, p, kind, data, dims, pattern)
-    _apply(j, data, dims, work, mode)
+    _apply(j, data, dims, work, pattern)
     _land(j, theta, dims, work)
 
 
 @kernel
-def _no_pull(j, plane, data, dims, pattern):
+def _no_pull(plane, data, dims, pattern):
     """Whether the plane's inactive side pulls nothing, so that the neuron rests on it (slope 0)."""
-    plus, minus = _pulls(j, plane, pattern.force, data, dims)
+    plus, minus = _pulls(plane, pattern.force, data, dims)
     return minus == 0.0
 
 
 @kernel
-def begin(t, theta, data, dims, work, pattern):
+def begin(gradient, t, theta, data, dims, work, state, pattern):
     """The pattern at the start; returns the first neuron with w = 0, or -1."""
     d, m, planes, mode = dims[1], dims[4], dims[7], pattern.mode
     work[0] = 0.0
-    relu.forces(theta, data, dims, work, pattern.force)
-    relu.heights(theta, data, dims, pattern.heights[0])
+    gradient(t, theta, data, dims, work, state.gradient)
+    state.counters[GRADIENTS] += 1
     work[0] = 1.0
+    heights = pattern.heights[pattern.numbers[BEFORE]]
+    relu.heights(theta, data, dims, heights)
     arrived, forced = np.full(planes, 9), np.zeros(planes, dtype=np.int64)
     for j in range(m):
-        size = 0.0
-        for l in range(d):
-            size += theta[j * d + l] ** 2
-        size = np.sqrt(size)
+        size = _size(j, theta, d)
         pattern.start_size[j] = size
         if size == 0.0:
             return j
         on_kink = False
         for p in range(planes):
-            h = pattern.heights[0, j * planes + p]
+            h = heights[j * planes + p]
             mode[j, p] = PLUS if h > 0.0 else MINUS
             arrived[p] = 9
             if abs(h) <= _ROUNDING * size:
@@ -398,57 +406,18 @@ def begin(t, theta, data, dims, work, pattern):
         if on_kink:
             decide(t, j, theta, data, dims, work, pattern, arrived, forced)
         else:
-            _apply(j, data, dims, work, mode)
+            _apply(j, data, dims, work, pattern)
+    relu.heights(theta, data, dims, heights)
     return -1
 
 
 @kernel
-def _look(theta, data, dims, work, pattern, side):
-    """Heights, and the shares of sliding neurons, at a state, to row ``side``."""
-    relu.heights(theta, data, dims, pattern.heights[side])
-    m, planes, count = dims[4], dims[7], relu.sliding_at(dims)
-    sliding = False
-    for j in range(m):
-        if work[count + j] > 0.0:
-            sliding = True
-    if not sliding:
-        return
-    relu.forces(theta, data, dims, work, pattern.force)
-    for j in range(m):
-        if work[count + j] > 0.0:
-            out = pattern.share[side, j * planes : (j + 1) * planes]
-            for p in range(planes):
-                out[p] = 0.5
-            _shares(j, theta, data, dims, pattern.mode, pattern.force, pattern.small, out)
-            for p in range(planes):
-                if pattern.mode[j, p] == RESTING or pattern.mode[j, p] == SLIDING:
-                    plus, minus = _pulls(j, p, pattern.force, data, dims)
-                    if pattern.mode[j, p] == RESTING:
-                        out[p] = 0.5 if plus - minus <= 0.0 else 2.0
-                    elif plus - minus >= 0.0:
-                        out[p] = 2.0 if out[p] > 0.5 else -1.0
-
-
-@kernel
-def _excess(j, p, theta_size, side, dims, pattern):
-    """How far a switching function has gone over: positive once its event has happened."""
-    at = j * dims[7] + p
-    now = pattern.mode[j, p]
-    if now == PLUS:
-        return -pattern.heights[side, at] - _ROUNDING * theta_size
-    if now == MINUS:
-        return pattern.heights[side, at] - _ROUNDING * theta_size
-    s = pattern.share[side, at]
-    return max(-s, s - 1.0) - 1e-11
-
-
-@kernel
-def _over(j, p, size, side, dims, pattern):
-    """Whether an event is here: with half the margin, so that rounding cannot undo what was located."""
-    margin = 0.5e-11
-    if pattern.mode[j, p] == PLUS or pattern.mode[j, p] == MINUS:
-        margin = 0.5 * _ROUNDING * size
-    return _excess(j, p, size, side, dims, pattern) > -margin
+def resume(theta, data, dims, work, pattern):
+    """Fill ``work`` and what follows from the modes and the state, which are given."""
+    work[0] = 1.0
+    for j in range(dims[4]):
+        _apply(j, data, dims, work, pattern)
+    relu.heights(theta, data, dims, pattern.heights[pattern.numbers[BEFORE]])
 
 
 @kernel
@@ -460,91 +429,77 @@ def _size(j, theta, d):
 
 
 @kernel
-def _first_event(gradient, data, dims, work, tableau, state, pattern, reach):
-    """Bracket the earliest event of the last step in (low, high], parts of it; high = 0 if there is none."""
-    m, d, planes = dims[4], dims[1], dims[7]
-    low = 0.0
-    t, h = state.clock[T_BEFORE], state.clock[H_BEFORE]
+def _stands(mode):
+    return mode == SLIDING or mode == RESTING
+
+
+@kernel
+def _outside(share):
+    """How far a share is out of its range; negative within it."""
+    return max(-share, share - 1.0)
+
+
+@kernel
+def _look_at(gradient, data, dims, work, tableau, state, pattern, x):
+    """Have in ``work`` what the gradient leaves there at the part x of the last step; returns the state."""
+    theta = state.theta
+    if x < 1.0:
+        theta = pattern.node[0]
+    if pattern.looked[0] == x:
+        return theta
+    t = state.clock[T_BEFORE] + x * state.clock[H_BEFORE]
+    if x < 1.0:
+        pattern.looked[1] = explicit.interpolate(gradient, data, dims, work, tableau, state, t, theta)
+    gradient(t, theta, data, dims, work, state.gradient)
+    state.counters[GRADIENTS] += 1
+    pattern.looked[0] = x
+    return theta
+
+
+@kernel
+def _height(h0, x, degree, polynomial):
+    """Height, to its own side, at the part x of a step."""
+    value = 0.0
+    for k in range(degree - 1, -1, -1):
+        value = (value + polynomial[k]) * x
+    return h0 + value
+
+
+@kernel
+def _height_root(j, p, h0, h1, margin, reach, data, dims, tableau, state, pattern):
+    """The first part of the step, up to ``reach``, at which neuron j has crossed plane p; 2 if it has not.
+
+    ``h0``, ``h1`` are the heights at the ends of the step, positive on its side.
+    """
+    d, normals, polynomial = dims[1], relu.normals_at(dims), pattern.polynomial
+    stages, degree = tableau.interpolant.shape
+    side = 1.0 if pattern.mode[j, p] == PLUS else -1.0
+    for k in range(degree):
+        polynomial[k] = 0.0
+    for r in range(stages):
+        speed = 0.0
+        for l in range(d):
+            speed += state.stages[r, j * d + l] * data[normals + p * d + l]
+        speed *= side * state.clock[H_BEFORE]
+        for k in range(degree):
+            polynomial[k] += tableau.interpolant[r, k] * speed
+    low, high, below, above = 0.0, 2.0, -h0 - margin, 0.0
     for node in range(1, _NODES + 1):
         x = reach * node / _NODES
-        theta = state.theta
-        if x < 1.0:
-            theta = pattern.node[0]
-            explicit.interpolate(gradient, data, dims, work, tableau, state, t + x * h, theta)
-        _look(theta, data, dims, work, pattern, 0)
-        for j in range(m):
-            size = _size(j, theta, d)
-            for p in range(planes):
-                if _excess(j, p, size, 0, dims, pattern) > 0.0:
-                    return low, x
-        low = x
-    return low, 0.0
-
-
-@kernel
-def _watch(data, dims, work, pattern, theta):
-    """Make the functions whose events have happened at a state those that are watched."""
-    m, d, planes = dims[4], dims[1], dims[7]
-    _look(theta, data, dims, work, pattern, 0)
-    count = 0
-    for j in range(m):
-        size = _size(j, theta, d)
-        for p in range(planes):
-            if _excess(j, p, size, 0, dims, pattern) > 0.0:
-                pattern.watched[count] = j * planes + p
-                count += 1
-    pattern.numbers[WATCHED] = count
-
-
-@kernel
-def _worst(data, dims, work, pattern, theta):
-    """The largest excess of the watched functions at a state."""
-    d, planes = dims[1], dims[7]
-    normals = relu.normals_at(dims)
-    worst = -1e300
-    shares = False
-    for q in range(pattern.numbers[WATCHED]):
-        at = pattern.watched[q]
-        j, p = at // planes, at % planes
-        if pattern.mode[j, p] == SLIDING or pattern.mode[j, p] == RESTING:
-            shares = True
-        height = 0.0
-        for l in range(d):
-            height += theta[j * d + l] * data[normals + p * d + l]
-        pattern.heights[0, at] = height
-    if shares:
-        _look(theta, data, dims, work, pattern, 0)
-    for q in range(pattern.numbers[WATCHED]):
-        at = pattern.watched[q]
-        j = at // planes
-        worst = max(worst, _excess(j, at % planes, _size(j, theta, d), 0, dims, pattern))
-    return worst
-
-
-@kernel
-def _locate(gradient, data, dims, work, tableau, state, pattern, low, high):
-    """Narrow the bracket of the earliest event to the last bits; at its upper end the event has happened.
-
-    The root of the largest excess among the functions that have gone over at the upper end, by the
-    Illinois variant of regula falsi with a bisection now and then.
-    """
-    t, h = state.clock[T_BEFORE], state.clock[H_BEFORE]
-    theta = pattern.node[0]
-    resolution = 2.0 * np.finfo(np.float64).eps * max(1.0, abs(t / h))
-    explicit.interpolate(gradient, data, dims, work, tableau, state, t + high * h, theta)
-    _watch(data, dims, work, pattern, theta)
-    above = _worst(data, dims, work, pattern, theta)
-    explicit.interpolate(gradient, data, dims, work, tableau, state, t + low * h, theta)
-    below = min(_worst(data, dims, work, pattern, theta), 0.0)
+        value = h1 if x >= 1.0 else _height(h0, x, degree, polynomial)
+        if -value - margin > 0.0:
+            high, above = x, -value - margin
+            break
+        low, below = x, -value - margin
+    if high > 1.0:
+        return high
+    resolution = _resolution(state)
+    below = min(below, 0.0)
     for trial in range(200):
         if high - low <= resolution or above <= 0.0:
             break
-        x = 0.5 * (low + high)
-        if trial % 5 != 4 and above - below > 0.0:
-            x = high - above * (high - low) / (above - below)
-            x = min(max(x, low + 0.5 * resolution), high - 0.5 * resolution)
-        explicit.interpolate(gradient, data, dims, work, tableau, state, t + x * h, theta)
-        here = _worst(data, dims, work, pattern, theta)
+        x = _between(trial, low, high, below, above, resolution)
+        here = -_height(h0, x, degree, polynomial) - margin
         if here > 0.0:
             high, above = x, here
             below *= 0.5
@@ -555,26 +510,194 @@ def _locate(gradient, data, dims, work, tableau, state, pattern, low, high):
 
 
 @kernel
+def _resolution(state):
+    """The smallest part of the last step that its times resolve."""
+    return 2.0 * np.finfo(np.float64).eps * max(1.0, abs(state.clock[T_BEFORE] / state.clock[H_BEFORE]))
+
+
+@kernel
+def _between(trial, low, high, below, above, resolution):
+    """The next trial of the Illinois variant of regula falsi, with a bisection now and then."""
+    if trial % 5 == 4 or above - below <= 0.0:
+        return 0.5 * (low + high)
+    x = high - above * (high - low) / (above - below)
+    return min(max(x, low + 0.5 * resolution), high - 0.5 * resolution)
+
+
+@kernel
+def _first_crossing(gradient, data, dims, work, tableau, state, pattern):
+    """The first part of the last step at which a neuron crosses a kink; 2 if none does.
+
+    A neuron that ends on its side may have left it in between only if it moves far enough, and towards the
+    kink at first.
+    """
+    m, d, planes, normals = dims[4], dims[1], dims[7], relu.normals_at(dims)
+    stages, last, h = state.stages, tableau.sizes[0] - 1, state.clock[H_BEFORE]
+    first, after = pattern.heights[pattern.numbers[BEFORE]], pattern.heights[1 - pattern.numbers[BEFORE]]
+    earliest = 2.0
+    for j in range(m):
+        furthest = 0.0
+        for r in range(last + 1):
+            square = 0.0
+            for l in range(d):
+                square += stages[r, j * d + l] ** 2
+            furthest = max(furthest, square)
+        furthest = 1.5 * abs(h) * np.sqrt(furthest)
+        margin = _ROUNDING * max(_size(j, state.theta, d), _size(j, state.theta_before, d))
+        for p in range(planes):
+            if _stands(pattern.mode[j, p]):
+                continue
+            side = 1.0 if pattern.mode[j, p] == PLUS else -1.0
+            h0, h1 = side * first[j * planes + p], side * after[j * planes + p]
+            if h1 >= -margin:
+                if h0 + h1 >= furthest:
+                    continue
+                leaving, coming = 0.0, 0.0
+                for l in range(d):
+                    leaving -= side * data[normals + p * d + l] * stages[0, j * d + l]
+                    coming += side * data[normals + p * d + l] * stages[last, j * d + l]
+                if leaving <= 0.0 or coming <= 0.0:
+                    continue
+            if not state.counters[EXTRA_DONE]:
+                explicit.complete_stages(gradient, data, dims, work, tableau, state)
+                if tableau.sizes[1] > 0:
+                    pattern.looked[0] = -1.0
+            x = _height_root(j, p, h0, h1, margin, min(earliest, 1.0), data, dims, tableau, state, pattern)
+            earliest = min(earliest, x)
+    return earliest
+
+
+@kernel
+def _worst(theta, data, dims, work, pattern):
+    """The largest excess of the watched shares at the state of the last gradient."""
+    planes, worst, done = dims[7], -1e300, -1
+    for q in range(pattern.numbers[WATCHED]):
+        at = pattern.watched[q]
+        if at // planes != done:
+            done = at // planes
+            _shares(done, theta, data, dims, work, pattern, TRIAL)
+        worst = max(worst, _outside(pattern.share[TRIAL, at]) - _SHARE_MARGIN)
+    return worst
+
+
+@kernel
+def _first_release(gradient, data, dims, work, tableau, state, pattern, reach):
+    """The first part of the last step, up to ``reach``, at which a share leaves its range; 2 if none does."""
+    m, planes, h, numbers = dims[4], dims[7], state.clock[H_BEFORE], pattern.numbers
+    before, after = pattern.share[numbers[BEFORE]], pattern.share[1 - numbers[BEFORE]]
+    count = relu.sliding_at(dims)
+    standing = False
+    for j in range(m):
+        if work[count + j] > 0.0:
+            standing = True
+    if not standing:
+        return 2.0
+    theta = _look_at(gradient, data, dims, work, tableau, state, pattern, reach)
+    low, high, below, above = 0.0, 2.0, -1e300, 0.0
+    numbers[WATCHED] = 0
+    for j in range(m):
+        if work[count + j] == 0.0:
+            continue
+        _shares(j, theta, data, dims, work, pattern, 1 - numbers[BEFORE])
+        for at in range(j * planes, (j + 1) * planes):
+            if _stands(pattern.mode[j, at - j * planes]) and _outside(after[at]) > _SHARE_MARGIN:
+                high = reach
+                below = max(below, _outside(before[at]) - _SHARE_MARGIN)
+                above = max(above, _outside(after[at]) - _SHARE_MARGIN)
+                pattern.watched[numbers[WATCHED]] = at
+                numbers[WATCHED] += 1
+    if high > 1.0:  # none is out at the end: where may one have gone out and come back?
+        for j in range(m):
+            if work[count + j] == 0.0:
+                continue
+            for at in range(j * planes, (j + 1) * planes):
+                if not _stands(pattern.mode[j, at - j * planes]):
+                    continue
+                change, closest = _SHARE_CHANGE, _outside(after[at])
+                if pattern.rate[at] >= 0.0:
+                    change = max(abs(after[at] - before[at]), reach * h * pattern.rate[at])
+                    closest = max(closest, _outside(before[at]))
+                if -closest < change:
+                    pattern.watched[numbers[WATCHED]] = at
+                    numbers[WATCHED] += 1
+        if numbers[WATCHED] == 0:
+            return 2.0
+        for node in range(1, _NODES):
+            x = reach * node / _NODES
+            theta = _look_at(gradient, data, dims, work, tableau, state, pattern, x)
+            here = _worst(theta, data, dims, work, pattern)
+            if here > 0.0:
+                high, above = x, here
+                break
+            low, below = x, here
+    resolution = _resolution(state)
+    below = min(below, 0.0)
+    for trial in range(200):
+        if high > 1.0 or high - low <= resolution or above <= 0.0:
+            break
+        x = _between(trial, low, high, below, above, resolution)
+        theta = _look_at(gradient, data, dims, work, tableau, state, pattern, x)
+        here = _worst(theta, data, dims, work, pattern)
+        if here > 0.0:
+            high, above = x, here
+            below *= 0.5
+        else:
+            low, below = x, here
+            above *= 0.5
+    return high
+
+
+@kernel
+def _keep_shares(dims, work, pattern, elapsed):
+    """Note how fast the shares changed, and make what was after the step what is before the next."""
+    m, planes, numbers = dims[4], dims[7], pattern.numbers
+    before, after = pattern.share[numbers[BEFORE]], pattern.share[1 - numbers[BEFORE]]
+    for j in range(m):
+        if work[relu.sliding_at(dims) + j] > 0.0:
+            for at in range(j * planes, (j + 1) * planes):
+                change = abs(after[at] - before[at])
+                pattern.rate[at] = change / elapsed if elapsed > 0.0 else -1.0
+    numbers[BEFORE] = 1 - numbers[BEFORE]
+
+
+@kernel
+def _crossed(j, p, size, dims, pattern):
+    """Whether neuron j stands past plane p: with half the margin, so that rounding cannot undo what was located."""
+    height = pattern.heights[1 - pattern.numbers[BEFORE], j * dims[7] + p]
+    return pattern.mode[j, p] * height < -0.5 * _ROUNDING * size
+
+
+@kernel
+def _released(j, p, dims, pattern):
+    """Whether the share of a plane on which neuron j stands is out of its range, with half the margin."""
+    return _outside(pattern.share[1 - pattern.numbers[BEFORE], j * dims[7] + p]) > 0.5 * _SHARE_MARGIN
+
+
+@kernel
 def _cut(gradient, data, dims, work, tableau, state, output, pattern, x):
     """End the last step at the part x of it, and decide the neurons whose events have happened there."""
-    clock, m, d, planes = state.clock, dims[4], dims[1], dims[7]
-    h = clock[H_BEFORE]
-    t = clock[T_BEFORE] + x * h
+    clock, m, d, planes, numbers = state.clock, dims[4], dims[1], dims[7], pattern.numbers
+    t = clock[T_BEFORE] + x * clock[H_BEFORE]
+    node = _look_at(gradient, data, dims, work, tableau, state, pattern, x)
+    theta = state.theta
     if x < 1.0:
-        clock[DISSIPATION] = explicit.interpolate(
-            gradient, data, dims, work, tableau, state, t, pattern.node[0]
-        )
-        state.theta[:] = pattern.node[0]
+        clock[DISSIPATION] = pattern.looked[1]
+        for i in range(theta.size):
+            theta[i] = node[i]
         clock[T] = t
         output.history[output.cursor[HISTORY] - 1, 1] = t - clock[T_BEFORE]
-    theta = state.theta
-    _look(theta, data, dims, work, pattern, 0)
-    relu.forces(theta, data, dims, work, pattern.force)
+    after = 1 - numbers[BEFORE]
+    relu.heights(theta, data, dims, pattern.heights[after])
     for j in range(m):
         pattern.touched[j] = 0
+        if work[relu.sliding_at(dims) + j] > 0.0:
+            _shares(j, theta, data, dims, work, pattern, after)
         size = _size(j, theta, d)
         for p in range(planes):
-            if _over(j, p, size, 0, dims, pattern):
+            if _stands(pattern.mode[j, p]):
+                if _released(j, p, dims, pattern):
+                    pattern.touched[j] = 1
+            elif _crossed(j, p, size, dims, pattern):
                 pattern.touched[j] = 1
     arrived, forced = np.full(planes, 9), np.zeros(planes, dtype=np.int64)
     for j in range(m):
@@ -582,25 +705,32 @@ def _cut(gradient, data, dims, work, tableau, state, output, pattern, x):
             continue
         size = _size(j, theta, d)
         if size <= 1e-9 * pattern.start_size[j]:
-            pattern.numbers[ZERO_NEURON] = j
+            numbers[ZERO_NEURON] = j
             return AT_ZERO
+        relu.forces(j, theta, dims, work, pattern.force)
         for p in range(planes):
             at, now = j * planes + p, pattern.mode[j, p]
             arrived[p], forced[p] = 9, 0
-            if now == SLIDING or now == RESTING:
+            if _stands(now):
                 arrived[p] = 0
-                s = pattern.share[0, at]
+                s = pattern.share[after, at]
                 if now == RESTING and s > 1.5:
                     _record(t, j, p, NOT_UNIQUE, data, dims, pattern)
-                elif now == SLIDING and _over(j, p, size, 0, dims, pattern):
-                    plus, minus = _pulls(j, p, pattern.force, data, dims)
+                elif now == SLIDING and _released(j, p, dims, pattern):
+                    plus, minus = _pulls(p, pattern.force, data, dims)
                     forced[p] = PLUS if s > 0.5 else MINUS
                     if plus - minus >= 0.0:
                         _record(t, j, p, NOT_UNIQUE, data, dims, pattern)
                         forced[p] = -forced[p]
-            elif now * pattern.heights[0, at] <= _LANDED * size and _over(j, p, size, 0, dims, pattern):
+            elif now * pattern.heights[after, at] <= _LANDED * size and _crossed(j, p, size, dims, pattern):
                 arrived[p] = now
         decide(t, j, theta, data, dims, work, pattern, arrived, forced)
+    relu.heights(theta, data, dims, pattern.heights[after])
+    _keep_shares(dims, work, pattern, x * clock[H_BEFORE])
+    for j in range(m):
+        if pattern.touched[j]:
+            for at in range(j * planes, (j + 1) * planes):
+                pattern.rate[at] = -1.0
     state.counters[FRESH] = MOVED
     return PAUSED
 
@@ -608,9 +738,9 @@ def _cut(gradient, data, dims, work, tableau, state, output, pattern, x):
 @kernel
 def advance(gradient, data, dims, work, tableau, state, output, pattern, rtol, atol, budget, max_steps):
     """Integrate with events until all times are saved, or as far as it goes; return why it came back."""
-    counters = state.counters
+    counters, clock, numbers = state.counters, state.clock, pattern.numbers
     while True:
-        if pattern.numbers[EVENTS] + 4 * dims[7] + 4 * dims[4] > pattern.table.shape[0]:
+        if numbers[EVENTS] + 4 * dims[7] + 4 * dims[4] > pattern.table.shape[0]:
             return TABLE_FULL
         taken = counters[ACCEPTED]
         code = explicit.advance(
@@ -620,15 +750,20 @@ def advance(gradient, data, dims, work, tableau, state, output, pattern, rtol, a
             return code
         budget -= 1
         if counters[ACCEPTED] > taken:
-            low, high = _first_event(gradient, data, dims, work, tableau, state, pattern, 1.0)
-            if high > 0.0:
-                x = _locate(gradient, data, dims, work, tableau, state, pattern, low, high)
-                if x * state.clock[H_BEFORE] <= 4e-16 * abs(state.clock[T_BEFORE]):
-                    pattern.numbers[REPEATS] += 1
-                    if pattern.numbers[REPEATS] > 20 * dims[4] * dims[7]:
+            # the last stage is the gradient at the end, unless dense output has called for others since
+            pattern.looked[0] = 1.0 if output.dense_times.shape[0] == 0 else -1.0
+            relu.heights(state.theta, data, dims, pattern.heights[1 - numbers[BEFORE]])
+            x = _first_crossing(gradient, data, dims, work, tableau, state, pattern)
+            x = min(x, _first_release(gradient, data, dims, work, tableau, state, pattern, min(x, 1.0)))
+            if x > 1.0:
+                _keep_shares(dims, work, pattern, clock[H_BEFORE])
+            else:
+                if x * clock[H_BEFORE] <= 4e-16 * abs(clock[T_BEFORE]):
+                    numbers[REPEATS] += 1
+                    if numbers[REPEATS] > 20 * dims[4] * dims[7]:
                         return STUCK
                 else:
-                    pattern.numbers[REPEATS] = 0
+                    numbers[REPEATS] = 0
                 code = _cut(gradient, data, dims, work, tableau, state, output, pattern, x)
                 if code != PAUSED:
                     return code

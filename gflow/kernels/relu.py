@@ -9,9 +9,10 @@ parallel share the hyperplane w.u = 0 on which they have their kink; zero inputs
 ``data`` holds ``[factor, weight_decay, slope]``, X^T (d, n), Y^T (k, n), the coefficients c (n,) with
 x_i = c_i u_plane(i), and the unit normals u (planes, d).
 ``work`` begins with ``[in a pattern or not]``, the slopes (m, n), the number of planes along which each
-neuron slides (m,), and an orthonormal basis of their normals (m, d, d).  Outside of a pattern the slopes
-are those of the signs, with the slope of the inactive side at zero.  Within one they stay as they are, so
-that loss and gradient are smooth; along sliding planes the velocity of a neuron is projected to zero.
+neuron slides (m,), an orthonormal basis of their normals (m, d, d), and the components of the gradient along
+it (m, d).  Outside of a pattern the slopes are those of the signs, with the slope of the inactive side at
+zero.  Within one they stay as they are, so that loss and gradient are smooth; along sliding planes the
+velocity of a neuron is projected to zero, and what the projection took off is kept.
 """
 
 from __future__ import annotations
@@ -46,9 +47,22 @@ def basis_at(dims):
 
 
 @kernel
+def along_at(dims):
+    """Where the components of the last gradient along the sliding normals begin in ``work``."""
+    return basis_at(dims) + dims[4] * dims[1] * dims[1]
+
+
+@kernel
 def scratch_at(dims):
     """Where free scratch begins in ``work``."""
-    return basis_at(dims) + dims[4] * dims[1] * dims[1]
+    return along_at(dims) + dims[4] * dims[1]
+
+
+@kernel
+def derivative_at(dims):
+    """Where the last gradient left the derivative of the loss by the outputs (k, n) in ``work``."""
+    d, k, n, m, chain = dims[1], dims[2], dims[3], dims[4], dims[6]
+    return scratch_at(dims) + chain * m * d + m * n + k * n
 
 
 @kernel
@@ -176,7 +190,7 @@ def _finish(theta, data, dims, work, out):
             out[i] = 0.0
     if work[0] == 0.0:
         return
-    count, basis = sliding_at(dims), basis_at(dims)
+    count, basis, kept = sliding_at(dims), basis_at(dims), along_at(dims)
     for j in range(m):
         for q in range(int(work[count + j])):
             b = basis + (j * d + q) * d
@@ -185,17 +199,17 @@ def _finish(theta, data, dims, work, out):
                 along += work[b + l] * out[j * d + l]
             for l in range(d):
                 out[j * d + l] -= along * work[b + l]
+            work[kept + j * d + q] = along
 
 
 @kernel
 def gradient(t, theta, data, dims, work, out):
     """Gradient of a two-layer ReLU network; within a pattern, of its smooth continuation."""
     d, k, n, m, chain = dims[1], dims[2], dims[3], dims[4], dims[6]
-    place = scratch_at(dims)
+    place, derivative = scratch_at(dims), derivative_at(dims)
     w = _first_layer(theta, dims, work, place)
     z = place + chain * m * d
     f = z + m * n
-    derivative = f + k * n
     back = derivative + k * n
     outer, slopes = outer_at(dims), slopes_at(dims)
     _forward(theta, data, dims, work, w, z, f)
@@ -276,19 +290,17 @@ def hvp(t, theta, v, data, dims, work, out):
 
 
 @kernel
-def forces(theta, data, dims, work, out):
-    """Write beta (m, n), the pull of each active sample on each neuron: dw_j/dt = sum_i slope_ji beta_ji x_i."""
-    d, k, n, m = dims[1], dims[2], dims[3], dims[4]
-    w = scratch_at(dims)
-    z = w + m * d
-    f = z + m * n
-    derivative = f + k * n
-    _first_layer(theta, dims, work, w)
-    _forward(theta, data, dims, work, w, z, f)
-    _loss_derivative(data, dims, work, f, derivative)
-    mul_tn(theta, outer_at(dims), work, derivative, out, 0, m, k, n)
-    for i in range(m * n):
-        out[i] = -out[i]
+def forces(j, theta, dims, work, out):
+    """Write beta (n,), the pulls of active samples on neuron j at the state of the last gradient.
+
+    dw_j/dt = sum_i slope_ji beta_i x_i, but for the weight decay.
+    """
+    k, n, m, outer, derivative = dims[2], dims[3], dims[4], outer_at(dims), derivative_at(dims)
+    for i in range(n):
+        pull = 0.0
+        for a in range(k):
+            pull -= theta[outer + a * m + j] * work[derivative + a * n + i]
+        out[i] = pull
 
 
 @kernel
@@ -300,5 +312,5 @@ def heights(theta, data, dims, out):
 def work_size(dims: np.ndarray) -> int:
     """Length of the scratch array that the kernels need."""
     _, d, k, n, m, _, chain = (int(x) for x in dims[:7])
-    pattern = 1 + m * n + m + m * d * d
+    pattern = 1 + m * n + m + m * d * d + m * d
     return pattern + chain * m * d + 3 * m * n + 5 * k * n + max(2 * m * d, m * n, k * n, k * m)
