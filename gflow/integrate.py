@@ -49,6 +49,7 @@ def flow(
     atol: float | None = None,
     observe: Observers = None,
     stop: Callable[[float, Array], bool] | None = None,
+    rest: float | None = None,
     events: bool = True,
     dense: bool = False,
     start: Trajectory | None = None,
@@ -82,6 +83,10 @@ def flow(
         :mod:`gflow.observe`.  Results: ``trajectory[name]``, NaN at states that an interrupt left unseen.
     stop : callable, optional
         ``stop(t, theta)`` is called after every accepted step; True ends the run there.
+    rest : float, optional
+        End the run once the speed ‖dθ/dt‖ has fallen to this part of its largest value so far, for instance
+        1e-3.  For a ReLU network this is the speed of the flow itself, which falls to zero along kinks too,
+        where the gradient by signs does not.
     events : bool
         For a ReLU network: locate the kinks and follow the exact flow through and along them; the table
         is ``trajectory.events``.  False takes plain adaptive steps over them, for very wide networks.
@@ -126,6 +131,8 @@ def flow(
             raise ValueError(f"{name} must be True or False; got {value!r:.80}")
     observers = parse_observers(observe)
     callable_or_none("stop", stop)
+    if rest is not None and not 0.0 < positive("rest", rest) < 1.0:
+        raise ValueError(f"rest must be a part of the largest speed, between 0 and 1; got {rest}")
     if start is None:
         theta = objective.check_theta(theta0, "theta0")
         rtol = _rtol(rtol)
@@ -142,6 +149,7 @@ def flow(
         theta, method, rtol, atol = _continued(objective, theta0, start, method, rtol, atol)
         tableau = METHODS[method]()
         state = explicit.State._make(start.state[name].copy() for name in explicit.State._fields)
+    state.clock[explicit.REST] = 0.0 if rest is None else rest
     located = events and hasattr(model, "piecewise")
     if located and not model.piecewise:
         raise ValueError(
@@ -155,7 +163,7 @@ def flow(
     watch = Watch(objective, observers, stop, run.now)
     spec = {
         "model": model, "problem": problem, "theta0": theta, "t": times, "method": method, "rtol": rtol,
-        "atol": atol, "observe": observe, "stop": stop, "events": events, "dense": dense,
+        "atol": atol, "observe": observe, "stop": stop, "rest": rest, "events": events, "dense": dense,
         "max_steps": run.steps_before + max_steps,
     }  # fmt: skip
     outcome = drive(run, watch, max_steps, progress)
@@ -292,6 +300,9 @@ class _Flow:
                 "if the solution has long settled."
             )
             return Status("max_steps", self.stopped_at(f"max_steps = {max_steps} was reached") + advice)
+        if code == explicit.AT_REST:
+            part = self.state.clock[explicit.REST]
+            return Status("at_rest", self.stopped_at(f"the speed has fallen to {part:g} of its largest"))
         if code == explicit.NON_FINITE:
             advice = " Check that the loss and its gradient are finite there; the last finite state is kept."
             return Status("non_finite", self.stopped_at("the gradient is not finite") + advice)

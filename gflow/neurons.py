@@ -76,6 +76,23 @@ def multipliers(model: Any, problem: Any, theta: ArrayLike) -> Array:
     return slopes
 
 
+def velocity(model: Any, problem: Any, theta: ArrayLike) -> Array:
+    """Velocity dθ/dt (P,) of the exact flow, on kinks too, where the gradient by signs is another.
+
+    For a first layer of one matrix.  On kinks that repel, where the flow does not stay, that of the inactive
+    side.
+    """
+    if getattr(model, "first_depth", 1) > 1:
+        raise ValueError(f"model must have first_depth=1 for the velocity on kinks; got {model}")
+    w, a = _layers(model, theta)
+    z, derivative = w @ problem.X.T, output_derivative(model, problem, theta)
+    slopes = multipliers(model, problem, theta)
+    slopes = np.where(np.isnan(slopes), model.slope, slopes)
+    inner = -(slopes * (a.T @ derivative.T)) @ problem.X - problem.weight_decay * w
+    outer = -derivative.T @ np.where(z > 0, z, model.slope * z).T - problem.weight_decay * a
+    return model.pack([inner, outer if model.train_outer else np.zeros_like(outer)])
+
+
 def output_derivative(model: Any, problem: Any, theta: ArrayLike) -> Array:
     """Derivative (n, k) of the loss by the outputs f(x_i), with the problem's factor."""
     f, y = model.function(theta, problem.X), problem.Y

@@ -21,6 +21,7 @@ from gflow.neurons import (
     neuron_norms,
     outer_weights,
     outputs,
+    velocity,
 )  # fmt: skip
 from gflow.objective import Objective
 from gflow.trajectory import Trajectory
@@ -50,7 +51,7 @@ def loss(model: Any, problem: Any, theta: ArrayLike) -> float:
 
 
 def gradient_norm(model: Any, problem: Any, theta: ArrayLike) -> float:
-    """Euclidean norm ‖∇L(θ)‖ of the gradient.
+    """Euclidean norm ‖∇L(θ)‖ of the gradient; for a ReLU network the speed of its flow, on kinks too.
 
     Parameters
     ----------
@@ -68,7 +69,10 @@ def gradient_norm(model: Any, problem: Any, theta: ArrayLike) -> float:
     ValueError
         If the model does not fit the problem, or theta is not a finite array (P,).
     """
-    return float(np.linalg.norm(Objective(model, problem).gradient(theta)))
+    objective = Objective(model, problem)
+    if getattr(model, "piecewise", False):
+        return float(np.linalg.norm(velocity(model, problem, objective.check_theta(theta))))
+    return float(np.linalg.norm(objective.gradient(theta)))
 
 
 def end_to_end(model: Any, problem: Any, theta: ArrayLike) -> Array:
@@ -422,7 +426,7 @@ OBSERVABLES: dict[str, Callable[..., Any]] = {
         loss, gradient_norm, end_to_end, singular_values, mode_strengths, nuclear_rank, entropy_rank,
         roy_vetterli_rank, stable_rank, imbalance, imbalance_norms, hessian_eigenvalues, sharpness,
         smallest_eigenvalue, ntk, activation_pattern, multipliers, neuron_norms, neuron_directions, outer_weights,
-        outputs, margin,
+        outputs, margin, velocity,
     )
 }  # fmt: skip
 

@@ -29,7 +29,7 @@ class Status:
     Attributes
     ----------
     code : str
-        ``"finished"``, ``"stopped"`` (by ``stop=``), ``"interrupted"``, ``"failed"`` (a callable raised),
+        ``"finished"``, ``"stopped"`` (by ``stop=``), ``"at_rest"`` (by ``rest=``), ``"interrupted"``, ``"failed"`` (a callable raised),
         ``"max_steps"``, ``"step_too_small"``, ``"non_finite"``, ``"memory"``, ``"zero_neuron"`` (a neuron
         reached w = 0, where the flow can go on in several ways) or ``"stuck"`` (events without end).
     message : str
@@ -45,7 +45,7 @@ class Status:
     @property
     def ok(self) -> bool:
         """Whether the run did what was asked, and nothing puts its numbers in doubt."""
-        return self.code in ("finished", "stopped") and not self.warnings
+        return self.code in ("finished", "stopped", "at_rest") and not self.warnings
 
     def __str__(self) -> str:
         return " ".join([self.message, *self.warnings])
@@ -320,7 +320,7 @@ class Trajectory:
             method = "tsit5" if method == "dop853" else "dop853"
         changes = {
             "t": self.t, "method": method, "rtol": rtol, "atol": self.spec["atol"] * (rtol / self.spec["rtol"]),
-            "observe": None, "stop": None, "dense": False, "progress": False,
+            "observe": None, "stop": None, "rest": None, "dense": False, "progress": False,
         }  # fmt: skip
         reference = self.solve(**{**self.spec, **changes})
         reached = np.flatnonzero(np.isin(self.t, reference.t))

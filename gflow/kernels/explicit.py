@@ -23,10 +23,10 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 # Why the loop came back.
-FINISHED, PAUSED, BLOCK_FULL, MAX_STEPS, STEP_TOO_SMALL, NON_FINITE = range(6)
+FINISHED, PAUSED, BLOCK_FULL, MAX_STEPS, STEP_TOO_SMALL, NON_FINITE, AT_REST = range(7)
 
 # Places in State.clock ...
-T, H, ERROR_BEFORE, DISSIPATION, T_BEFORE, H_BEFORE, DISSIPATION_BEFORE = range(7)
+T, H, ERROR_BEFORE, DISSIPATION, T_BEFORE, H_BEFORE, DISSIPATION_BEFORE, STEEPEST, REST = range(9)
 # ... in State.counters ...
 ACCEPTED, REJECTED, GRADIENTS, STARTED, FRESH, EXTRA_DONE, CHECKPOINTS, REJECTED_LAST = range(8)
 # What State.counters[FRESH] says of the first stage: in place; to be copied from the last; to be computed.
@@ -48,7 +48,7 @@ _FEW = 8
 class State(NamedTuple):
     """All that the loop needs to go on."""
 
-    clock: Floats  # see the places above
+    clock: Floats  # see the places above; STEEPEST is the largest |grad L|^2 so far, REST the part of it to stop at
     counters: Ints
     theta: Floats  # (P,) at t
     theta_before: Floats  # (P,) at the start of the last accepted step
@@ -81,7 +81,7 @@ def new_state(theta0: Floats, t0: float, tableau: Tableau) -> State:
     """The state in which an integration starts."""
     size, stages = theta0.size, len(tableau.node)
     kept = min(max(2**22 // size, 8), _MOST_CHECKPOINTS)
-    clock, counters = np.zeros(7), np.zeros(8, dtype=np.int64)
+    clock, counters = np.zeros(9), np.zeros(8, dtype=np.int64)
     clock[T] = clock[T_BEFORE] = t0
     clock[ERROR_BEFORE] = 1.0
     return State(
@@ -466,6 +466,9 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
         counters[FRESH] = SETTLED
         if not np.isfinite(slopes[0]):
             return NON_FINITE
+        clock[STEEPEST] = max(clock[STEEPEST], slopes[0])
+        if clock[REST] > 0.0 and slopes[0] <= clock[REST] * clock[REST] * clock[STEEPEST]:
+            return AT_REST
         t, h = clock[T], clock[H]
         if t + 0.1 * h == t:
             return NON_FINITE if counters[REJECTED_LAST] == _NOT_FINITE else STEP_TOO_SMALL

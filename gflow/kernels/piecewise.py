@@ -192,10 +192,10 @@ def _rest_velocity(j, theta, data, dims, mode, force, out):
 @kernel
 def _owns(j, plane, kept, pattern):
     """Whether a row of neuron j's basis is this plane's."""
+    found = False
     for q in range(kept):
-        if pattern.owner[j, q] == plane:
-            return True
-    return False
+        found = found or pattern.owner[j, q] == plane
+    return found
 
 
 @kernel

@@ -10,6 +10,7 @@ from scipy.linalg import expm
 from scipy.special import expit
 
 import gflow
+from gflow import observe
 from gflow.objective import Objective
 
 EPS = np.finfo(float).eps
@@ -100,35 +101,17 @@ def test_agrees_with_the_smoothed_flow_to_first_order_in_its_width(seed):
         assert 6 < coarse / fine < 11, gaps
 
 
-RTOLS = 10.0 ** -np.arange(6, 10.1, 0.5)
+RTOLS = 10.0 ** -np.arange(4, 11.1, 0.5)
 
 
-def errors_of(seed, method):
-    exact = flow_of(seed, 1e-13).end
-    return np.array([distance(flow_of(seed, rtol, method=method).end, exact) for rtol in RTOLS])
-
-
-def order(errors):
-    return np.polyfit(np.log(RTOLS), np.log(errors), 1)[0]
-
-
-def test_order_is_kept_through_kinks():
-    """Ten problems of 50 to 76 events: error in proportion to rtol, down to 1e-10.
-
-    With Tsit5 on each; DOP853's steps are mostly cut short by events at the loose end, and are then more
-    exact than asked: its slope is that of the mean.
-    """
-    logs = {"tsit5": [], "dop853": []}
-    assert len(BUSY) == 10
-    for seed in BUSY:
-        for method, kept in logs.items():
-            errors = errors_of(seed, method)
-            kept.append(np.log(errors))
-            if method == "tsit5":
-                assert 0.8 < order(errors) < 1.3, (seed, errors)
-            assert errors[-1] < 1e-9
-    for method, kept in logs.items():
-        assert 0.8 < order(np.exp(np.mean(kept, axis=0))) < 1.3, method
+@pytest.mark.parametrize("method", ["tsit5", "dop853"])
+@pytest.mark.parametrize("seed", BUSY)
+def test_order_is_kept_through_kinks(seed, method):
+    """Ten problems of 50 to 76 events: error in proportion to rtol over seven decades."""
+    exact = flow_of(seed, 1e-13, atol=1e-15).end
+    errors = [distance(flow_of(seed, rtol, method=method).end, exact) for rtol in RTOLS]
+    assert 0.8 < np.polyfit(np.log(RTOLS), np.log(errors), 1)[0] < 1.3, errors
+    assert errors[-1] < 1e-10
 
 
 def rk45(model, problem, theta0, t, rtol, atol, most):
@@ -516,26 +499,19 @@ def test_many_events():
 
 
 @pytest.mark.slow
-def test_from_a_tiny_start_to_a_small_velocity():
-    """60 neurons, 40 samples, 6 dimensions from 1e-3, until the velocity is a thousandth of its largest.
-
-    The velocity, by differences: the gradient by signs does not vanish where neurons slide.
-    """
+def test_from_a_tiny_start_to_rest():
+    """60 neurons, 40 samples, 6 dimensions from 1e-3, until the speed is a thousandth of its largest."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((40, 6))
     Y = X @ rng.standard_normal(6) + 0.5 * rng.standard_normal(40)
     model, problem = gflow.TwoLayerReLU(6, 60), gflow.Problem(X, Y)
     start = model.init("balanced", scale=1e-3)
-    last, largest = (0.0, start), 0.0
-
-    def stop(t, theta):
-        nonlocal last, largest
-        if t <= last[0]:
-            return False
-        speed = np.linalg.norm(theta - last[1]) / (t - last[0])
-        last, largest = (t, theta), max(largest, speed)
-        return speed <= 1e-3 * largest
-
-    run = gflow.flow(model, problem, start, 1e5, stop=stop)
-    assert run.status.code == "stopped" and len(run.events.t) > 100
+    run = gflow.flow(model, problem, start, 1e5, rest=1e-3)
+    assert run.status.code == "at_rest" and run.status.ok and len(run.events.t) > 100
     assert run.loss[-1] < run.loss[0] and run.gauges.invariant_drift.max() < 1e-9
+    again = gflow.flow(model, problem, start, np.linspace(0, run.t[-1], 400), observe="gradient_norm")
+    largest = again["gradient_norm"].max()
+    # the times seen may miss the largest speed by a little
+    assert 0.9e-3 * largest < observe.gradient_norm(model, problem, run.end) < 1.1e-3 * largest
+    # the gradient by signs is another: neurons slide
+    assert np.linalg.norm(Objective(model, problem).gradient(run.end)) > 1e-2 * largest
