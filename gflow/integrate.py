@@ -27,13 +27,14 @@ from gflow._run import (
     versions,
 )
 from gflow.kernels import explicit, piecewise, tableaus
+from gflow.limit import FIRST_LOOK, NEXT_LOOK, Seeker, of_piecewise
 from gflow.objective import Objective
-from gflow.trajectory import Events, Status, Steps, Trajectory
+from gflow.trajectory import Events, Limit, Status, Steps, Trajectory
 
 METHODS = {"tsit5": tableaus.tsit5, "dop853": tableaus.dop853}
 _MANY_PAIRS = 2000
 # What a continued run takes over from the pattern; the rest follows from it.
-_PATTERN = ("mode", "numbers", "start_size", "share", "rate")
+_PATTERN = ("mode", "numbers", "share", "rate", "scales")
 _HISTORY_BLOCK = 4096
 _DENSE_BLOCK_BYTES = 2**25
 
@@ -68,7 +69,8 @@ def flow(
         Initial parameters; None (or the same parameters) with ``start=``.
     t : array (T,) or float
         Increasing times ≥ 0 at which to save the state; one number t saves 0 and t.  Saving more
-        times does not change the steps.
+        times does not change the steps.  The last may be ``np.inf``: the limit of the flow, from a state
+        close enough to tell; ``trajectory.limit`` says what it is and bounds what is left.
     method : {"auto", "tsit5", "dop853"}
         Runge-Kutta pair of order 5(4) or 8(5,3).  ``"auto"`` takes Tsit5 for rtol ≥ 1e-6 and DOP853
         below, and Tsit5 for ReLU networks of more than 2,000 neuron-sample pairs, whose events cut the
@@ -133,6 +135,15 @@ def flow(
     callable_or_none("stop", stop)
     if rest is not None and not 0.0 < positive("rest", rest) < 1.0:
         raise ValueError(f"rest must be a part of the largest speed, between 0 and 1; got {rest}")
+    to_limit = bool(np.isinf(times[-1]))
+    if to_limit and rest is not None:
+        raise ValueError("rest must be None where t ends with inf, which itself looks for rest")
+    if to_limit and not objective.has("hvp"):
+        raise ValueError(
+            f"t must be finite: the limit needs model.hvp, which {type(model).__name__} does not have"
+        )
+    if to_limit and not events and hasattr(model, "piecewise"):
+        raise ValueError("events must be True where t ends with inf: the limit is that of the exact flow")
     if start is None:
         theta = objective.check_theta(theta0, "theta0")
         rtol = _rtol(rtol)
@@ -149,7 +160,7 @@ def flow(
         theta, method, rtol, atol = _continued(objective, theta0, start, method, rtol, atol)
         tableau = METHODS[method]()
         state = explicit.State._make(start.state[name].copy() for name in explicit.State._fields)
-    state.clock[explicit.REST] = 0.0 if rest is None else rest
+    state.clock[explicit.REST] = FIRST_LOOK if to_limit else (rest or 0.0)
     located = events and hasattr(model, "piecewise")
     if located and not model.piecewise:
         raise ValueError(
@@ -204,6 +215,8 @@ class _Flow:
         self.over_kinks = hasattr(objective.model, "piecewise") and not isinstance(self, _PiecewiseFlow)
         self.steps_before = self.steps
         self.total = float(times[-1])
+        self.limit: Limit | None = None
+        self.seeker: Seeker | None = None
         # a rough cost in units of a nanosecond, for the length of the first stretch
         cost = len(tableau.node) * (objective.data.size + objective.work.size + 8 * objective.size + 100)
         self.first_budget = int(min(max(2e7 / cost, 1), 10_000))
@@ -275,7 +288,31 @@ class _Flow:
                                   + " Give the wanted times in t instead of dense=True.")  # fmt: skip
         if code in (explicit.BLOCK_FULL, explicit.PAUSED):
             return None
+        if code == explicit.AT_REST and math.isinf(self.total):
+            return self._look_for_limit()
         return self._outcome(code, max_steps)
+
+    def _look_for_limit(self) -> Status | None:
+        """Save the limit at t = inf if it can be told from here; else go on to where the flow is slower."""
+        clock, stages = self.state.clock, self.state.stages
+        if self.seeker is None:
+            self.seeker = self._new_seeker()
+        speed, part = float(np.linalg.norm(stages[0])), float(clock[explicit.REST])
+        found = self.seeker.look(self.t, self.now, speed, part)
+        if found is None:
+            clock[explicit.REST] *= NEXT_LOOK
+            return None
+        loss_here = self.objective.loss(self.now) if self.objective.has("loss") else np.nan
+        place = self.saved
+        self.theta[place], self.limit = found
+        loss_there = self.objective.loss(self.theta[place]) if self.objective.has("loss") else np.nan
+        # the rest of the dissipation is what the loss still falls by
+        self.dissipation[place] = clock[explicit.DISSIPATION] + loss_here - loss_there
+        self.cursor[explicit.SAVED] += 1
+        return _limit_status(self.limit, self.steps)
+
+    def _new_seeker(self) -> Seeker:
+        return Seeker(self.objective, self.rtol)
 
     def output(self) -> explicit.Output:
         """Where the compiled loop writes."""
@@ -350,7 +387,7 @@ class _Flow:
             t=t, theta=theta, outcome=outcome, dissipation=dissipation,
             observed=watch.arrays(len(t)),
             counts={name: int(counters[i]) for name, i in names.items()},
-            steps=Steps(history[:, 0], history[:, 1], history[:, 2] > 0), dense=dense,
+            steps=Steps(history[:, 0], history[:, 1], history[:, 2] > 0), limit=self.limit, dense=dense,
             checkpoints=checkpoints, state=self.state._asdict(),
             versions=versions(), recorded_spec=spec, solve=flow,
         )  # fmt: skip
@@ -362,17 +399,16 @@ class _PiecewiseFlow(_Flow):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         o, before = self.objective, arguments[-1]
-        room = 4 * (int(o.dims[7]) + int(o.dims[4])) + 1024
-        self.pattern = piecewise.new_pattern(o.dims, o.size, room)
+        self.pattern = piecewise.new_pattern(o.dims, o.size, max(0.01 * self.rtol, 1e-14), self.atol[0])
         self.table: list[Array] = []
-        self.non_unique = 0
         if before is None:
             zero = piecewise.begin(
                 o.gradient_kernel, self.t, self.state.theta, o.data, o.dims, o.work, self.state, self.pattern
             )
             if zero >= 0:
                 raise ValueError(
-                    f"theta0 must have w_j != 0 for every neuron, where the flow is unique; w_{zero} is zero"
+                    "theta0 must have w_j != 0 on the span of the inputs for every neuron, where the flow is "
+                    f"unique; w_{zero} is zero there"
                 )
         elif "mode" not in before:
             raise ValueError("start must be a trajectory with events; it was made with events=False")
@@ -382,6 +418,9 @@ class _PiecewiseFlow(_Flow):
             piecewise.resume(self.state.theta, o.data, o.dims, o.work, self.pattern)
             self.table.append(before["pending"])
 
+    def _new_seeker(self) -> Seeker:
+        return Seeker(self.objective, self.rtol, *of_piecewise(self.objective, self.pattern))
+
     def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
         o = self.objective
         code = piecewise.advance(
@@ -390,8 +429,7 @@ class _PiecewiseFlow(_Flow):
         )  # fmt: skip
         numbers = self.pattern.numbers
         self.table.append(self.pattern.table[: numbers[piecewise.EVENTS]].copy())
-        self.non_unique += int(numbers[piecewise.NON_UNIQUE])
-        numbers[piecewise.EVENTS] = numbers[piecewise.NON_UNIQUE] = 0
+        numbers[piecewise.EVENTS] = 0
         return explicit.PAUSED if code == piecewise.TABLE_FULL else code
 
     def _outcome(self, code: int, max_steps: int) -> Status:
@@ -399,8 +437,10 @@ class _PiecewiseFlow(_Flow):
             j = int(self.pattern.numbers[piecewise.ZERO_NEURON])
             return Status(
                 "zero_neuron",
-                self.stopped_at(f"neuron {j} has reached w = 0")
-                + " There all its kinks meet and the flow can go on in several ways; gflow does not choose.",
+                self.stopped_at(
+                    f"neuron {j} has reached w = 0, or w orthogonal to more inputs than are independent"
+                )
+                + " There its kinks meet and the flow can go on in several ways; gflow does not choose.",
             )
         if code == piecewise.STUCK:
             return Status(
@@ -412,12 +452,6 @@ class _PiecewiseFlow(_Flow):
 
     def trajectory(self, outcome: Status, watch: Watch, spec: dict[str, Any]) -> Trajectory:
         """The trajectory as far as it has come, with its events."""
-        if self.non_unique:
-            note = (
-                f'not unique: at {self.non_unique} events (kind "not_unique") the flow could have gone on in '
-                "another way; what follows is one of its solutions."
-            )
-            outcome = replace(outcome, warnings=(*outcome.warnings, note))
         table = np.concatenate(self.table) if self.table else np.empty((0, 4))
         end = float(self.reached()[0][-1])
         pending, table = table[table[:, 0] > end], table[table[:, 0] <= end]  # a step passes over the end
@@ -425,6 +459,13 @@ class _PiecewiseFlow(_Flow):
             table[:, 0], table[:, 1].astype(np.int64), table[:, 2].astype(np.int64),
             np.array(piecewise.KINDS)[table[:, 3].astype(np.int64)],
         )  # fmt: skip
+        branches = int(np.sum(events.kind == "not_unique"))
+        if branches:
+            note = (
+                f'not unique: at {branches} events (kind "not_unique") the flow could have gone on in '
+                "another way; what follows is one of its solutions."
+            )
+            outcome = replace(outcome, warnings=(*outcome.warnings, note))
         made = super().trajectory(outcome, watch, spec)
         kept = {name: getattr(self.pattern, name) for name in _PATTERN}
         state: dict[str, Any] = {**made.state, **kept, "pending": pending}
@@ -438,11 +479,11 @@ def _times(t: ArrayLike, start: Trajectory | None) -> Array:
     except ValueError:
         scalar = False
     if scalar:
-        end = finite_array("t", t, ())
+        end = np.float64(np.inf) if np.array_equal(t, np.inf) else finite_array("t", t, ())
         if not end > origin:
             raise ValueError(f"t must be above the start, {origin:g}; got {end:g}")
         return np.array([origin, float(end)])
-    times = finite_array("t", t, ("T",))
+    times = np.array(t, dtype=np.float64) if _ends_with_inf(t) else finite_array("t", t, ("T",))
     if times[0] < 0:
         raise ValueError(f"t must be >= 0; t[0] is {times[0]:g}")
     back = np.flatnonzero(np.diff(times) <= 0)
@@ -454,6 +495,33 @@ def _times(t: ArrayLike, start: Trajectory | None) -> Array:
     if times[0] < origin:
         raise ValueError(f"t must begin at or after the end of start, {origin:g}; t[0] is {times[0]:g}")
     return times
+
+
+def _ends_with_inf(t: ArrayLike) -> bool:
+    """Whether t is a list of times of which the last, and no other, is inf."""
+    try:
+        times = np.asarray(t, dtype=np.float64)
+    except (TypeError, ValueError):
+        return False
+    return bool(times.ndim == 1 and times.size and times[-1] == np.inf and np.isfinite(times[:-1]).all())
+
+
+def _limit_status(limit: Limit, steps: int) -> Status:
+    here = f"after {steps} steps, at t = {limit.reached:.6g}"
+    if limit.kind == "none":
+        return Status(
+            "no_limit",
+            f"Stopped {here}: the speed falls like t^-{limit.exponent:.3g}, too slowly for a limit. "
+            "The minimum may lie at infinity.",
+        )
+    said = {
+        "minimum": "a minimum",
+        "saddle": f"a saddle, which the flow does not leave (lowest eigenvalue {limit.lowest:.3g})",
+        "degenerate": "a critical point at which the Hessian vanishes",
+        "algebraic": f"a limit that is approached like t^-{limit.exponent:.3g}",
+    }[limit.kind]
+    codes = {"minimum": "finished", "saddle": "saddle", "degenerate": "saddle", "algebraic": "algebraic"}
+    return Status(codes[limit.kind], f"Reached {said}, seen {here}; remainder at most {limit.remainder:.2g}.")
 
 
 def _rtol(rtol: float) -> float:

@@ -69,7 +69,8 @@ def multipliers(model: Any, problem: Any, theta: ArrayLike) -> Array:
         attracts = kinks[force[j, kinks] < 0]
         slopes[j, np.setdiff1d(kinks, attracts)] = np.nan
         if attracts.size:
-            rest = np.where(pattern[j] == 0, 0.0, slopes[j] * force[j])
+            rest = np.where(np.isnan(slopes[j]), model.slope, slopes[j]) * force[j]
+            rest[attracts] = 0.0
             velocity = rest @ problem.X - problem.weight_decay * w[j]
             columns = (force[j, attracts, None] * problem.X[attracts]).T
             slopes[j, attracts] = lsq_linear(columns, -velocity, (model.slope, 1.0), tol=1e-14).x

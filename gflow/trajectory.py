@@ -74,6 +74,28 @@ class Events(NamedTuple):
     kind: NDArray[np.str_]
 
 
+class Limit(NamedTuple):
+    """What is known of the limit t = ∞, whose state is the last of the trajectory.
+
+    ``kind``: ``"minimum"``, isolated or in a valley of minima; ``"saddle"``, a critical point from which the flow
+    does not depart although the Hessian has a negative eigenvalue; ``"algebraic"``, approached like a power of t;
+    ``"degenerate"``, a critical point where the Hessian is zero; ``"none"``: the speed falls too slowly for a limit.
+    ``remainder``: bound on the distance ‖θ‖ between the given state and the limit of the flow through the states
+    that were computed, to leading order; what the integration errs by is in ``error_estimate()``.
+    ``exponent``: q where what is left falls like t^(−q), else NaN.  ``stiff``: number of stiff directions;
+    ``slowest``: the smallest eigenvalue among them, the rate of the approach; ``lowest``: the lowest eigenvalue of
+    the Hessian.  ``reached``: the time to which the flow was integrated.
+    """
+
+    kind: str
+    remainder: float
+    stiff: int = 0
+    slowest: float = float("nan")
+    lowest: float = float("nan")
+    exponent: float = float("nan")
+    reached: float = float("nan")
+
+
 class Gauges(NamedTuple):
     """What the exact flow conserves, as measured at the saved times; free checks, not error bounds.
 
@@ -117,6 +139,8 @@ class Trajectory:
         History of attempted steps; None for gradient descent.
     events : Events or None
         Events at kinks; None where the flow has none or they were not located.
+    limit : Limit or None
+        What is known of the limit, where the last time is ∞ and the flow came near it.
     observed : dict of str to array (T, ...)
         Observables computed on the way; also ``trajectory[name]``.
     versions : dict
@@ -133,6 +157,7 @@ class Trajectory:
     counts: dict[str, int]
     steps: Steps | None = field(default=None, repr=False)
     events: Events | None = field(default=None, repr=False)
+    limit: Limit | None = field(default=None, repr=False)
     observed: dict[str, Array] = field(default_factory=dict, repr=False)
     dissipation: Array | None = field(default=None, repr=False)
     dense: tuple[Array, Array] | None = field(default=None, repr=False)
@@ -266,8 +291,9 @@ class Trajectory:
         """Exponent of the sensitivity, and the amplification."""
         assert self.checkpoints is not None
         times, states = self.checkpoints
-        within = times < self.t[-1]  # steps overshoot the end
-        times, states = np.append(times[within], self.t[-1]), np.vstack([states[within], self.end])
+        if np.isfinite(self.t[-1]):
+            within = times < self.t[-1]  # steps overshoot the end
+            times, states = np.append(times[within], self.t[-1]), np.vstack([states[within], self.end])
         bottom = np.array([self.objective.eigenvalues(x, 1, "smallest", tol=1e-3)[0] for x in states])
         rate = np.maximum(-bottom, 0.0)
         exponent = np.concatenate([[0.0], np.cumsum(0.5 * (rate[1:] + rate[:-1]) * np.diff(times))])
@@ -344,6 +370,7 @@ class Trajectory:
             "loss": self.recorded_loss if self._loaded else self._loss_or_none(), "state": self.state, "observed": self.observed,
             "steps": None if self.steps is None else tuple(self.steps),
             "events": None if self.events is None else tuple(self.events),
+            "limit": None if self.limit is None else list(self.limit),
             "dense": self.dense, "checkpoints": self.checkpoints,
             "counts": self.counts, "versions": self.versions,
             "outcome": [self.outcome.code, self.outcome.message, list(self.outcome.warnings)],
@@ -367,6 +394,7 @@ def read(path: str | Path) -> Trajectory:
         t=parts["t"], theta=parts["theta"], outcome=Status(code, message, tuple(notes)),
         counts=parts["counts"], steps=None if steps is None else Steps(*steps),
         events=None if parts["events"] is None else Events(*parts["events"]),
+        limit=None if parts["limit"] is None else Limit(*parts["limit"]),
         observed=parts["observed"], dissipation=parts["dissipation"],
         dense=parts["dense"], checkpoints=parts["checkpoints"],
         state=parts["state"], versions=parts["versions"],
@@ -382,7 +410,7 @@ def _invariant_drift(objective: Objective, theta0: Array, t: Array, theta: Array
     drift = np.empty(len(t))
     for i, state in enumerate(theta):
         now, size = objective.model.invariants(state)
-        expected = start * np.exp(-rate * t[i])
+        expected = start * np.exp(-rate * t[i]) if rate else start
         scale = np.maximum(np.maximum(size, start_size), np.finfo(float).tiny)
         drift[i] = np.max(np.abs(now - expected) / scale)
     return drift

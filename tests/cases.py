@@ -132,3 +132,18 @@ def without_closed_form():
 
 SOLVED = [scalar(), single_layer(0.0), single_layer(0.3), two_modes(), symmetric_modes()]
 CASES = [*SOLVED, *without_closed_form()]
+
+
+def sliding(seed):
+    """A ReLU network whose neurons slide: 10 points in 3 dimensions, a linear teacher and noise, 12 neurons."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((10, 3))
+    y = x @ rng.standard_normal(3) + rng.standard_normal(10)
+    w = 0.3 * rng.standard_normal((12, 3))
+    a = np.linalg.norm(w, axis=1) * rng.choice([-1.0, 1.0], 12)
+    model = gflow.TwoLayerReLU(3, 12)
+    return Case(f"sliding {seed}", model, gflow.Problem(x, y), model.pack([w, a[None]]), 60.0)
+
+
+#: Seeds on which neurons slide, fixed.
+SLIDING = [sliding(seed) for seed in range(16)]

@@ -50,6 +50,7 @@ def test_kernels_import_only_numpy_and_numba(module):
         "functools",
         "collections.abc",
         "hashlib",
+        "math",
         "pathlib",
     )
     assert {name for name in imports(module) if not name.startswith(allowed)} == set()

@@ -39,8 +39,8 @@ _TOO_LARGE, _NOT_FINITE = 1, 2
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
 _MOST_CHECKPOINTS = 32
-# Largest lack of an interpolant, in tolerances, with which its values are saved.
-_TRUSTED = 10.0
+# Largest departure of an interpolant from the flow, in tolerances, with which its values are used.
+TRUSTED = 10.0
 # Below this many parameters plain loops in place beat calls.
 _FEW = 8
 
@@ -266,10 +266,11 @@ def interpolate(gradient, data, dims, work, tableau, state, t, out):
 
 
 @kernel
-def _lack(gradient, data, dims, work, tableau, state, t, theta, rtol, atol):
+def departure(tableau, state, t, theta, rtol, atol):
     """How far the interpolant, at a state of its own, is from obeying the flow: h |theta' - field|, in tolerances.
 
-    Its error is of that size or below; where stability limits the step it can be many times that of the step.
+    The field is in ``state.side[2]``.  The interpolant's error is of that size or below; where stability limits
+    the step it can be many times that of the step.
     """
     h = state.clock[H_BEFORE]
     x = (t - state.clock[T_BEFORE]) / h
@@ -279,13 +280,33 @@ def _lack(gradient, data, dims, work, tableau, state, t, theta, rtol, atol):
         for d in range(degree - 1, -1, -1):
             weight = weight * x + (d + 1) * tableau.interpolant[j, d]
         state.weights[0, j] = weight
-    _field(gradient, t, theta, data, dims, work, state.gradient, state.side, state.side_slopes, 2)
-    state.counters[GRADIENTS] += 1
     lack = state.side[3]
     for i in range(lack.size):
         lack[i] = -state.side[2, i]
     _combine(lack, lack, 1.0, state.stages, state.every, state.weights, 0, stages)
     return abs(h) * np.sqrt(_squared_norm(lack, theta, theta, rtol, atol) / atol.size)
+
+
+@kernel
+def _lack(gradient, data, dims, work, tableau, state, t, theta, rtol, atol):
+    """The departure of the interpolant at a state of its own, with the field computed."""
+    _field(gradient, t, theta, data, dims, work, state.gradient, state.side, state.side_slopes, 2)
+    state.counters[GRADIENTS] += 1
+    return departure(tableau, state, t, theta, rtol, atol)
+
+
+@kernel
+def take_back(state, output, h):
+    """Undo the last accepted step, of which nothing has been saved yet, to try it again with step size h."""
+    clock, counters = state.clock, state.counters
+    for i in range(state.theta.size):
+        state.theta[i] = state.theta_before[i]
+    clock[T], clock[DISSIPATION], clock[H] = clock[T_BEFORE], clock[DISSIPATION_BEFORE], h
+    counters[ACCEPTED] -= 1
+    counters[REJECTED] += 1
+    counters[REJECTED_LAST] = _TOO_LARGE
+    counters[FRESH] = SETTLED  # the first stage is still in place
+    output.history[output.cursor[HISTORY] - 1, 2] = 0.0
 
 
 @kernel
@@ -297,7 +318,7 @@ def _state_at(gradient, data, dims, work, tableau, state, t, out, rtol, atol):
     dissipation = interpolate(gradient, data, dims, work, tableau, state, t, out)
     if state.counters[FRESH] == MOVED:  # the field has been changed since
         return dissipation
-    if _lack(gradient, data, dims, work, tableau, state, t, out, rtol, atol) <= _TRUSTED:
+    if _lack(gradient, data, dims, work, tableau, state, t, out, rtol, atol) <= TRUSTED:
         return dissipation
     h, last = t - state.clock[T_BEFORE], tableau.sizes[0] - 1
     for i in range(out.size):
@@ -499,7 +520,7 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
             middle = state.side[4]
             interpolate(gradient, data, dims, work, tableau, state, t + 0.5 * h, middle)
             lack = _lack(gradient, data, dims, work, tableau, state, t + 0.5 * h, middle, rtol, atol)
-            if not lack <= _TRUSTED:
+            if not lack <= TRUSTED:
                 good = False
                 error = 2.0**exponent  # half the step
         history[cursor[HISTORY], 0] = t

@@ -20,6 +20,7 @@ side, and the table says so.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,7 @@ from gflow.kernels.explicit import (
     MOVED,
     PAUSED,
     T_BEFORE,
+    H,
     T,
 )  # fmt: skip
 
@@ -54,16 +56,23 @@ KINDS = ("activate", "deactivate", "slide", "leave_active", "leave_inactive", "r
 
 # Modes of a neuron at a hyperplane: the signs of w.u, sliding, or resting on it without being pushed.
 PLUS, MINUS, SLIDING, RESTING = 1, -1, 0, 2
+# In Pattern.arrived: the neuron is not on this hyperplane.
+ELSEWHERE = 9
 
 # Places in Pattern.numbers.
-EVENTS, NON_UNIQUE, REPEATS, WATCHED, ZERO_NEURON, BEFORE = range(6)
+EVENTS, REPEATS, WATCHED, ZERO_NEURON, BEFORE = range(5)
+# Places in Pattern.scales: the largest derivative of the loss by an output so far; how exact it is, relatively; heights
+# below this are nothing; when events began to crowd.
+STEEPEST, EXACTNESS, NOTHING, CROWDED = range(4)
 # The row of trial shares.
 TRIAL = 2
 
 # Parts of a step at which a switching function is looked at, when it may have changed sign and back.
 _NODES = 5
+# Parts of a step in which a height that ends beyond the kink is taken to cross it once, and the shortest looked at.
+_MONOTONE, _FINEST = 2.0**-3, 2.0**-20
+_BINOMIAL = np.array([[math.comb(n, k) for k in range(9)] for n in range(9)], dtype=np.float64)
 _ROUNDING = 3e-14
-_LANDED = 1e-12
 # Margin of a share, and how far one may go within a step if it is not known how fast it changes.
 _SHARE_MARGIN = 1e-11
 _SHARE_CHANGE = 0.1
@@ -76,28 +85,40 @@ class Pattern(NamedTuple):
     owner: Ints  # (m, d): the planes whose normals span the basis in ``work``
     numbers: Ints
     table: Floats  # (E, 4): time, neuron, sample, kind
-    start_size: Floats  # (m,): |w_j| at the start
     heights: Floats  # (2, m * planes)
     share: Floats  # (3, m * planes): the s of sliding planes; the third row is for trials
     rate: Floats  # (m * planes,): |ds/dt| of the last step; negative if unknown
+    slack: Floats  # (m * planes,): how far out of its range a share has to be to have left it
+    scales: Floats  # see the places above
     force: Floats  # (n,)
     node: Floats  # (1, P)
     small: Floats  # scratch of a decision
-    polynomial: Floats  # (8,): of a height
+    polynomial: Floats  # (2, 8): of a height, and moved to a part of the step
     looked: Floats  # (2,): the part of the last step whose gradient is in ``work``, and the dissipation there
     touched: Ints  # (m,)
+    arrived: Ints  # (planes,) of the neuron to be decided, see decide()
+    forced: Ints  # (planes,)
     watched: Ints  # the functions j * planes + p whose earliest root is sought
 
 
-def new_pattern(dims: Ints, size: int, room: int = 256) -> Pattern:
-    """A pattern to be filled by :func:`begin`."""
+def new_pattern(dims: Ints, size: int, exactness: float, nothing: float) -> Pattern:
+    """A pattern to be filled by :func:`begin`: forces are known to ``exactness`` of the largest, heights to ``nothing``."""
     d, n, m, planes = int(dims[1]), int(dims[3]), int(dims[4]), int(dims[7])
+    functions = m * planes
     return Pattern(
-        np.zeros((m, planes), dtype=np.int64), np.zeros((m, d), dtype=np.int64), np.zeros(6, dtype=np.int64),
-        np.empty((room, 4)), np.zeros(m), np.zeros((2, m * planes)), np.full((3, m * planes), 0.5),
-        np.full(m * planes, -1.0), np.zeros(n), np.zeros((1, size)), np.zeros(4 * planes + d), np.zeros(8), np.zeros(2),
-        np.zeros(m, dtype=np.int64), np.zeros(m * planes, dtype=np.int64),
+        np.zeros((m, planes), dtype=np.int64), np.zeros((m, d), dtype=np.int64), np.zeros(5, dtype=np.int64),
+        np.empty((_most_events(dims) + 1024, 4)), np.zeros((2, functions)), np.full((3, functions), 0.5),
+        np.full(functions, -1.0), np.zeros(functions), np.array([0.0, exactness, nothing, 0.0]), np.zeros(n),
+        np.zeros((1, size)), np.zeros(3 * planes + d), np.zeros((2, 8)), np.zeros(2),
+        np.zeros(m, dtype=np.int64), np.zeros(planes, dtype=np.int64), np.zeros(planes, dtype=np.int64),
+        np.zeros(functions, dtype=np.int64),
     )  # fmt: skip
+
+
+@kernel
+def _most_events(dims):
+    """The most events that can happen at one time: two for each neuron and hyperplane."""
+    return 2 * dims[4] * dims[7]
 
 
 @kernel
@@ -190,12 +211,30 @@ def _rest_velocity(j, theta, data, dims, mode, force, out):
 
 
 @kernel
-def _owns(j, plane, kept, pattern):
-    """Whether a row of neuron j's basis is this plane's."""
-    found = False
-    for q in range(kept):
-        found = found or pattern.owner[j, q] == plane
-    return found
+def _outer_size(j, theta, dims):
+    """Norm of neuron j's outer weights."""
+    square = 0.0
+    for a in range(dims[2]):
+        square += theta[relu.outer_at(dims) + a * dims[4] + j] ** 2
+    return np.sqrt(square)
+
+
+@kernel
+def _reach(plane, data, dims):
+    """The largest size of a plane's samples."""
+    n, largest = dims[3], 0.0
+    members, starts = relu.PLANES + n, relu.PLANES + 2 * n
+    for q in range(dims[starts + plane], dims[starts + plane + 1]):
+        largest = max(largest, abs(data[relu.coefficients_at(dims) + dims[members + q]]))
+    return largest
+
+
+@kernel
+def _note_steepest(dims, work, pattern):
+    """Note the size of the loss's derivatives that the last gradient was made of."""
+    first = relu.derivative_at(dims)
+    for i in range(first, first + dims[2] * dims[3]):
+        pattern.scales[STEEPEST] = max(pattern.scales[STEEPEST], abs(work[i]))
 
 
 @kernel
@@ -204,7 +243,7 @@ def _shares(j, theta, data, dims, work, pattern, row):
 
     What the planes pull keeps the velocity off their normals: with the normals N = L Q, Q the basis in
     ``work``, L^T y = Q g for the pulls y, g the gradient without them.  A plane that has turned repelling is
-    out of its range, and so is one on which the neuron rests, once its samples pull it off.
+    out of its range, and so is one on which the neuron rests, once its samples or others pull it off.
     """
     d, planes, mode, force = dims[1], dims[7], pattern.mode, pattern.force
     basis, along, normals = (
@@ -213,22 +252,17 @@ def _shares(j, theta, data, dims, work, pattern, row):
         relu.normals_at(dims),
     )
     kept, out = int(work[relu.sliding_at(dims) + j]), j * planes
+    outer = _outer_size(j, theta, dims)
+    noise = pattern.scales[STEEPEST] * pattern.scales[EXACTNESS] * outer
+    if outer <= pattern.scales[NOTHING]:  # it has died away: nothing that it does is known
+        for q in range(kept):
+            at = out + pattern.owner[j, q]
+            pattern.share[row, at] = 0.0 if mode[j, pattern.owner[j, q]] == RESTING else 0.5
+            pattern.slack[at] = _SHARE_MARGIN
+        return
     relu.forces(j, theta, dims, work, force)
-    count = 0
-    for p in range(planes):
-        if mode[j, p] == SLIDING or mode[j, p] == RESTING:
-            pattern.share[row, out + p] = 0.5
-            count += 1
+    quiet = _quiet(force, data, dims)
     pull = pattern.small
-    if count > kept:  # normals that depend on the others: half way, for want of a reason
-        for p in range(planes):
-            if mode[j, p] == SLIDING and not _owns(j, p, kept, pattern):
-                plus, minus = _pulls(p, force, data, dims)
-                for q in range(kept):
-                    for l in range(d):
-                        work[along + q] -= (
-                            0.5 * (plus + minus) * work[basis + q * d + l] * data[normals + p * d + l]
-                        )
     for q in range(kept - 1, -1, -1):
         own = pattern.owner[j, q]
         y, diagonal = work[along + q], 0.0
@@ -241,15 +275,25 @@ def _shares(j, theta, data, dims, work, pattern, row):
             y -= inner * pull[r]
         pull[q] = y / diagonal
         plus, minus = _pulls(own, force, data, dims)
+        jump = plus - minus
+        # both are small differences once the samples are fitted, of which errors of the steps are what is left
+        slack = _SHARE_MARGIN
+        if jump != 0.0:
+            slack += noise * _reach(own, data, dims) / abs(jump)
         share = 0.5
         if mode[j, own] == RESTING:
-            if plus - minus > 0.0:
+            share = 0.0
+            if jump < 0.0:
+                share = (pull[q] - minus) / jump
+                slack += 2.0 * quiet / abs(jump)
+            elif jump > quiet or abs(pull[q] - minus) > 2.0 * quiet:
                 share = 2.0
-        elif plus - minus < 0.0:
-            share = (pull[q] - minus) / (plus - minus)
+        elif jump < 0.0:
+            share = (pull[q] - minus) / jump
         else:
             share = 2.0 if pull[q] > 0.5 * (plus + minus) else -1.0
         pattern.share[row, out + own] = share
+        pattern.slack[out + own] = slack
 
 
 @kernel
@@ -270,49 +314,16 @@ def _record(t, j, plane, kind, data, dims, pattern):
     pattern.table[row, 0], pattern.table[row, 1] = t, j
     pattern.table[row, 2], pattern.table[row, 3] = sample, kind
     numbers[EVENTS] += 1
-    if kind == NOT_UNIQUE:
-        numbers[NON_UNIQUE] += 1
 
 
 @kernel
-def decide(t, j, theta, data, dims, work, pattern, arrived, forced):
-    """Give neuron j its modes at the planes on which it stands; record what changes.
-
-    ``arrived[p]`` is the side from which it reached plane p (0: it slides, rests or begins there; 9: it is
-    not there); ``forced[p]`` is a side that a multiplier has released it to (0: none).
-    """
-    d, planes, mode, force = dims[1], dims[7], pattern.mode, pattern.force
-    normals, small = relu.normals_at(dims), pattern.small
-    g, share = small[:d], small[d : d + planes]
-    jump = small[d + planes : d + 2 * planes]
-    base = small[d + 2 * planes : d + 3 * planes]
-    before = small[d + 3 * planes : d + 4 * planes]
-    for p in range(planes):
-        before[p] = mode[j, p]
-        if arrived[p] != 9:
-            mode[j, p] = SLIDING  # so that the velocity of the rest leaves it out
-    relu.forces(j, theta, dims, work, force)
-    _rest_velocity(j, theta, data, dims, mode, force, g)
-    scale = 0.0
-    for i in range(dims[3]):
-        scale += abs(force[i] * data[relu.coefficients_at(dims) + i])
-    for p in range(planes):
-        if arrived[p] == 9:
-            continue
-        plus, minus = _pulls(p, force, data, dims)
-        base[p], jump[p] = minus, plus - minus
-        share[p] = 0.0
-        if forced[p] == PLUS or (jump[p] >= 0.0 and arrived[p] == MINUS):
-            share[p] = 1.0
-        elif jump[p] < 0.0 and forced[p] == 0:
-            share[p] = 0.5
-        for l in range(d):
-            g[l] += (base[p] + share[p] * jump[p]) * data[normals + p * d + l]
-    # shortest velocity over the attracting planes, by coordinates
+def _shorten(arrived, forced, jump, share, g, data, dims):
+    """Move the shares of attracting planes, by coordinates, to where the velocity g (d,) is shortest."""
+    d, planes, normals = dims[1], dims[7], relu.normals_at(dims)
     for _ in range(10000):
         moved = 0.0
         for p in range(planes):
-            if arrived[p] == 9 or forced[p] != 0 or jump[p] >= 0.0:
+            if arrived[p] == ELSEWHERE or forced[p] != 0 or jump[p] >= 0.0:
                 continue
             speed = 0.0
             for l in range(d):
@@ -326,17 +337,70 @@ def decide(t, j, theta, data, dims, work, pattern, arrived, forced):
                 moved = max(moved, abs(change))
         if moved < 1e-15:
             break
-    quiet = 1e-10 * scale
+
+
+@kernel
+def _along(plane, g, data, dims):
+    """Component of g (d,) along a plane's normal."""
+    speed, normals = 0.0, relu.normals_at(dims)
+    for l in range(dims[1]):
+        speed += g[l] * data[normals + plane * dims[1] + l]
+    return speed
+
+
+@kernel
+def decide(t, j, theta, data, dims, work, pattern):
+    """Give neuron j its modes at the planes on which it stands; record what changes.
+
+    ``pattern.arrived[p]`` is the side from which it reached plane p (0: it slides, rests or begins there;
+    ELSEWHERE: it is not there); ``pattern.forced[p]`` is a side that a share has released it to (0: none).
+    """
+    d, planes, mode, force = dims[1], dims[7], pattern.mode, pattern.force
+    arrived, forced = pattern.arrived, pattern.forced
+    normals, small = relu.normals_at(dims), pattern.small
+    g, share = small[:d], small[d : d + planes]
+    jump = small[d + planes : d + 2 * planes]
+    before = small[d + 2 * planes : d + 3 * planes]
     for p in range(planes):
-        if arrived[p] == 9:
+        before[p] = mode[j, p]
+        if arrived[p] != ELSEWHERE:
+            mode[j, p] = SLIDING  # so that the velocity of the rest leaves it out
+    relu.forces(j, theta, dims, work, force)
+    _rest_velocity(j, theta, data, dims, mode, force, g)
+    quiet = _quiet(force, data, dims)
+    for p in range(planes):
+        if arrived[p] == ELSEWHERE:
             continue
-        speed = 0.0
+        plus, minus = _pulls(p, force, data, dims)
+        jump[p], share[p] = plus - minus, 0.0
+        if forced[p] == PLUS or (jump[p] >= 0.0 and arrived[p] == MINUS):
+            share[p] = 1.0
+        elif jump[p] < 0.0 and forced[p] == 0:
+            share[p] = 0.5
         for l in range(d):
-            speed += g[l] * data[normals + p * d + l]
-        kind = -1
+            g[l] += (minus + share[p] * jump[p]) * data[normals + p * d + l]
+    for _ in range(
+        planes + 1
+    ):  # the sides of repelling planes on which it stands depend on the shares, and these on them
+        _shorten(arrived, forced, jump, share, g, data, dims)
+        changed = False
+        for p in range(planes):
+            if arrived[p] != 0 or forced[p] != 0 or jump[p] < 0.0:
+                continue
+            down = _along(p, g, data, dims) - share[p] * jump[p]
+            wanted = 1.0 if down >= -quiet and down + jump[p] > quiet else 0.0
+            if wanted != share[p]:
+                for l in range(d):
+                    g[l] += (wanted - share[p]) * jump[p] * data[normals + p * d + l]
+                share[p], changed = wanted, True
+        if not changed:
+            break
+    for p in range(planes):
+        if arrived[p] == ELSEWHERE:
+            continue
+        speed, unique = _along(p, g, data, dims), True
         if forced[p] != 0:
             mode[j, p] = forced[p]
-            kind = LEAVE_ACTIVE if forced[p] == PLUS else LEAVE_INACTIVE
         elif jump[p] < 0.0:
             if 1e-12 < share[p] < 1.0 - 1e-12:
                 mode[j, p] = SLIDING
@@ -344,20 +408,22 @@ def decide(t, j, theta, data, dims, work, pattern, arrived, forced):
                 mode[j, p] = RESTING
             else:
                 mode[j, p] = PLUS if share[p] > 0.5 else MINUS
+                if mode[j, p] == arrived[p]:  # back to where it came from, by rounding: it slides as yet
+                    mode[j, p] = SLIDING
         elif arrived[p] == PLUS or arrived[p] == MINUS:
             mode[j, p] = -int(arrived[p])
-            if speed * mode[j, p] < -quiet:
-                kind = NOT_UNIQUE
-        else:  # stands on a kink that repels
-            up = speed + (1.0 - share[p]) * jump[p]
-            if speed < -quiet and up > quiet:
-                kind = NOT_UNIQUE
-            elif abs(up) <= quiet and abs(speed) <= quiet:
-                kind = -1
-            mode[j, p] = PLUS if speed >= -quiet and up > quiet else MINUS
-            if abs(up) <= quiet and abs(speed) <= quiet:
+            unique = speed * mode[j, p] >= -quiet
+        else:  # stands on a kink that repels: velocities of either side
+            down = speed - share[p] * jump[p]
+            up = down + jump[p]
+            if abs(up) <= quiet and abs(down) <= quiet:
                 mode[j, p] = RESTING
-        if kind < 0 and mode[j, p] != before[p]:
+            else:
+                mode[j, p] = PLUS if share[p] > 0.5 else MINUS
+                unique = down > quiet or up < -quiet
+        if not unique:
+            _record(t, j, p, NOT_UNIQUE, data, dims, pattern)
+        if mode[j, p] != before[p]:
             if mode[j, p] == SLIDING:
                 kind = SLIDE
             elif mode[j, p] == RESTING:
@@ -366,10 +432,18 @@ def decide(t, j, theta, data, dims, work, pattern, arrived, forced):
                 kind = LEAVE_ACTIVE if mode[j, p] == PLUS else LEAVE_INACTIVE
             else:
                 kind = ACTIVATE if mode[j, p] == PLUS else DEACTIVATE
-        if kind >= 0:
             _record(t, j, p, kind, data, dims, pattern)
     _apply(j, data, dims, work, pattern)
     _land(j, theta, dims, work)
+
+
+@kernel
+def _quiet(force, data, dims):
+    """Speeds along a normal below this are rounding."""
+    scale = 0.0
+    for i in range(dims[3]):
+        scale += abs(force[i] * data[relu.coefficients_at(dims) + i])
+    return 1e-10 * scale
 
 
 @kernel
@@ -381,34 +455,45 @@ def _no_pull(plane, data, dims, pattern):
 
 @kernel
 def begin(gradient, t, theta, data, dims, work, state, pattern):
-    """The pattern at the start; returns the first neuron with w = 0, or -1."""
+    """The pattern at the start; returns the first neuron on whose kinks the flow is not defined, or -1."""
     d, m, planes, mode = dims[1], dims[4], dims[7], pattern.mode
     work[0] = 0.0
     gradient(t, theta, data, dims, work, state.gradient)
     state.counters[GRADIENTS] += 1
+    _note_steepest(dims, work, pattern)
     work[0] = 1.0
     heights = pattern.heights[pattern.numbers[BEFORE]]
     relu.heights(theta, data, dims, heights)
-    arrived, forced = np.full(planes, 9), np.zeros(planes, dtype=np.int64)
     for j in range(m):
         size = _size(j, theta, d)
-        pattern.start_size[j] = size
-        if size == 0.0:
-            return j
         on_kink = False
         for p in range(planes):
             h = heights[j * planes + p]
             mode[j, p] = PLUS if h > 0.0 else MINUS
-            arrived[p] = 9
+            pattern.arrived[p], pattern.forced[p] = ELSEWHERE, 0
             if abs(h) <= _ROUNDING * size:
-                arrived[p] = 0
+                pattern.arrived[p] = 0
                 on_kink = True
-        if on_kink:
-            decide(t, j, theta, data, dims, work, pattern, arrived, forced)
-        else:
+        if not on_kink:
             _apply(j, data, dims, work, pattern)
+            continue
+        if size == 0.0 and planes > 1:
+            return j
+        decide(t, j, theta, data, dims, work, pattern)
+        if _tangled(j, dims, work, pattern):
+            return j
     relu.heights(theta, data, dims, heights)
     return -1
+
+
+@kernel
+def _tangled(j, dims, work, pattern):
+    """Whether neuron j stands on planes whose normals depend on each other: nothing is left of it between them."""
+    standing = 0
+    for p in range(dims[7]):
+        if _stands(pattern.mode[j, p]):
+            standing += 1
+    return standing > int(work[relu.sliding_at(dims) + j])
 
 
 @kernel
@@ -429,13 +514,30 @@ def _size(j, theta, d):
 
 
 @kernel
+def _margin(size, pattern):
+    """How far past a kink a neuron of this size has to be to have crossed it."""
+    return _ROUNDING * size + pattern.scales[NOTHING]
+
+
+@kernel
+def _tallest(j, row, dims, pattern):
+    """The largest height of neuron j over all kinks: zero if nothing of it is left on the inputs."""
+    tallest = 0.0
+    for at in range(j * dims[7], (j + 1) * dims[7]):
+        tallest = max(tallest, abs(pattern.heights[row, at]))
+    return tallest
+
+
+@kernel
 def _stands(mode):
     return mode == SLIDING or mode == RESTING
 
 
 @kernel
-def _outside(share):
-    """How far a share is out of its range; negative within it."""
+def _outside(mode, share):
+    """How far a share is out of its range, [0, 1] or 0 for a neuron at rest; negative within it."""
+    if mode == RESTING:
+        return abs(share)
     return max(-share, share - 1.0)
 
 
@@ -461,40 +563,75 @@ def _height(h0, x, degree, polynomial):
     """Height, to its own side, at the part x of a step."""
     value = 0.0
     for k in range(degree - 1, -1, -1):
-        value = (value + polynomial[k]) * x
+        value = (value + polynomial[0, k]) * x
     return h0 + value
+
+
+@kernel
+def _lowest(h0, low, width, degree, polynomial):
+    """A lower bound of the height over a part of the step: its smallest Bernstein coefficient there."""
+    moved = polynomial[1]
+    constant, power = h0, 1.0
+    for k in range(degree):
+        power *= low
+        constant += polynomial[0, k] * power
+    scale = 1.0
+    for k in range(1, degree + 1):  # in powers of (x - low) / width
+        scale *= width
+        value, power = 0.0, 1.0
+        for i in range(k, degree + 1):
+            value += _BINOMIAL[i, k] * polynomial[0, i - 1] * power
+            power *= low
+        moved[k - 1] = value * scale
+    lowest = constant
+    for j in range(1, degree + 1):
+        value = constant
+        for k in range(1, j + 1):
+            value += _BINOMIAL[j, k] / _BINOMIAL[degree, k] * moved[k - 1]
+        lowest = min(lowest, value)
+    return lowest
 
 
 @kernel
 def _height_root(j, p, h0, h1, margin, reach, data, dims, tableau, state, pattern):
     """The first part of the step, up to ``reach``, at which neuron j has crossed plane p; 2 if it has not.
 
-    ``h0``, ``h1`` are the heights at the ends of the step, positive on its side.
+    ``h0``, ``h1`` are the heights at the ends of the step, positive on its side.  Parts of the step over which
+    the height cannot reach zero are passed over; others are halved.
     """
     d, normals, polynomial = dims[1], relu.normals_at(dims), pattern.polynomial
     stages, degree = tableau.interpolant.shape
     side = 1.0 if pattern.mode[j, p] == PLUS else -1.0
     for k in range(degree):
-        polynomial[k] = 0.0
+        polynomial[0, k] = 0.0
     for r in range(stages):
         speed = 0.0
         for l in range(d):
             speed += state.stages[r, j * d + l] * data[normals + p * d + l]
         speed *= side * state.clock[H_BEFORE]
         for k in range(degree):
-            polynomial[k] += tableau.interpolant[r, k] * speed
-    low, high, below, above = 0.0, 2.0, -h0 - margin, 0.0
-    for node in range(1, _NODES + 1):
-        x = reach * node / _NODES
-        value = h1 if x >= 1.0 else _height(h0, x, degree, polynomial)
-        if -value - margin > 0.0:
-            high, above = x, -value - margin
+            polynomial[0, k] += tableau.interpolant[r, k] * speed
+    low, width, below, above = 0.0, reach, min(-h0 - margin, 0.0), 0.0
+    while True:
+        if low >= reach:
+            return 2.0
+        if _lowest(h0, low, width, degree, polynomial) >= -margin:
+            low += width
+            width = min(2.0 * width, reach - low)
+            continue
+        high = low + width
+        value = h1 if high >= 1.0 else _height(h0, high, degree, polynomial)
+        if value < -margin and width <= _MONOTONE * reach:
+            above = -value - margin
             break
-        low, below = x, -value - margin
-    if high > 1.0:
-        return high
+        if width <= _FINEST * reach:  # it touches the kink at most
+            low += width
+            width = min(2.0 * width, reach - low)
+            continue
+        width *= 0.5
+    high = low + width
+    below = min(-_height(h0, low, degree, polynomial) - margin, 0.0)
     resolution = _resolution(state)
-    below = min(below, 0.0)
     for trial in range(200):
         if high - low <= resolution or above <= 0.0:
             break
@@ -528,10 +665,9 @@ def _between(trial, low, high, below, above, resolution):
 def _first_crossing(gradient, data, dims, work, tableau, state, pattern):
     """The first part of the last step at which a neuron crosses a kink; 2 if none does.
 
-    A neuron that ends on its side may have left it in between only if it moves far enough, and towards the
-    kink at first.
+    A neuron that ends on its side may have left it in between only if it moves far enough.
     """
-    m, d, planes, normals = dims[4], dims[1], dims[7], relu.normals_at(dims)
+    m, d, planes = dims[4], dims[1], dims[7]
     stages, last, h = state.stages, tableau.sizes[0] - 1, state.clock[H_BEFORE]
     first, after = pattern.heights[pattern.numbers[BEFORE]], pattern.heights[1 - pattern.numbers[BEFORE]]
     earliest = 2.0
@@ -543,21 +679,14 @@ def _first_crossing(gradient, data, dims, work, tableau, state, pattern):
                 square += stages[r, j * d + l] ** 2
             furthest = max(furthest, square)
         furthest = 1.5 * abs(h) * np.sqrt(furthest)
-        margin = _ROUNDING * max(_size(j, state.theta, d), _size(j, state.theta_before, d))
+        margin = _margin(max(_size(j, state.theta, d), _size(j, state.theta_before, d)), pattern)
         for p in range(planes):
             if _stands(pattern.mode[j, p]):
                 continue
             side = 1.0 if pattern.mode[j, p] == PLUS else -1.0
             h0, h1 = side * first[j * planes + p], side * after[j * planes + p]
-            if h1 >= -margin:
-                if h0 + h1 >= furthest:
-                    continue
-                leaving, coming = 0.0, 0.0
-                for l in range(d):
-                    leaving -= side * data[normals + p * d + l] * stages[0, j * d + l]
-                    coming += side * data[normals + p * d + l] * stages[last, j * d + l]
-                if leaving <= 0.0 or coming <= 0.0:
-                    continue
+            if h1 >= -margin and h0 + h1 >= furthest:
+                continue
             if not state.counters[EXTRA_DONE]:
                 explicit.complete_stages(gradient, data, dims, work, tableau, state)
                 if tableau.sizes[1] > 0:
@@ -576,7 +705,9 @@ def _worst(theta, data, dims, work, pattern):
         if at // planes != done:
             done = at // planes
             _shares(done, theta, data, dims, work, pattern, TRIAL)
-        worst = max(worst, _outside(pattern.share[TRIAL, at]) - _SHARE_MARGIN)
+        worst = max(
+            worst, _outside(pattern.mode[done, at % planes], pattern.share[TRIAL, at]) - pattern.slack[at]
+        )
     return worst
 
 
@@ -594,34 +725,33 @@ def _first_release(gradient, data, dims, work, tableau, state, pattern, reach):
         return 2.0
     theta = _look_at(gradient, data, dims, work, tableau, state, pattern, reach)
     low, high, below, above = 0.0, 2.0, -1e300, 0.0
-    numbers[WATCHED] = 0
+    numbers[WATCHED], inside = 0, False
     for j in range(m):
         if work[count + j] == 0.0:
             continue
         _shares(j, theta, data, dims, work, pattern, 1 - numbers[BEFORE])
         for at in range(j * planes, (j + 1) * planes):
-            if _stands(pattern.mode[j, at - j * planes]) and _outside(after[at]) > _SHARE_MARGIN:
-                high = reach
-                below = max(below, _outside(before[at]) - _SHARE_MARGIN)
-                above = max(above, _outside(after[at]) - _SHARE_MARGIN)
+            now = pattern.mode[j, at - j * planes]
+            if not _stands(now):
+                continue
+            end, start = _outside(now, after[at]) - pattern.slack[at], _outside(now, before[at])
+            change = _SHARE_CHANGE
+            if pattern.rate[at] >= 0.0:
+                change = max(abs(after[at] - before[at]), reach * h * pattern.rate[at])
+            else:
+                start = end
+            out, near = end > 0.0, now == SLIDING and -max(end, start) < change
+            if out:
+                high, above = reach, max(above, end)
+            elif near:  # it may have gone out and come back
+                inside = True
+            if out or near:
+                below = max(below, start - pattern.slack[at])
                 pattern.watched[numbers[WATCHED]] = at
                 numbers[WATCHED] += 1
-    if high > 1.0:  # none is out at the end: where may one have gone out and come back?
-        for j in range(m):
-            if work[count + j] == 0.0:
-                continue
-            for at in range(j * planes, (j + 1) * planes):
-                if not _stands(pattern.mode[j, at - j * planes]):
-                    continue
-                change, closest = _SHARE_CHANGE, _outside(after[at])
-                if pattern.rate[at] >= 0.0:
-                    change = max(abs(after[at] - before[at]), reach * h * pattern.rate[at])
-                    closest = max(closest, _outside(before[at]))
-                if -closest < change:
-                    pattern.watched[numbers[WATCHED]] = at
-                    numbers[WATCHED] += 1
-        if numbers[WATCHED] == 0:
-            return 2.0
+    if numbers[WATCHED] == 0:
+        return 2.0
+    if inside:
         for node in range(1, _NODES):
             x = reach * node / _NODES
             theta = _look_at(gradient, data, dims, work, tableau, state, pattern, x)
@@ -648,6 +778,26 @@ def _first_release(gradient, data, dims, work, tableau, state, pattern, reach):
 
 
 @kernel
+def keeps(theta, data, dims, work, pattern):
+    """Whether a state is within the pattern that the last gradient, there, was of."""
+    d, planes, trial = dims[1], dims[7], pattern.share[TRIAL]
+    heights = pattern.heights[1 - pattern.numbers[BEFORE]]
+    relu.heights(theta, data, dims, heights)
+    for j in range(dims[4]):
+        if work[relu.sliding_at(dims) + j] > 0.0:
+            _shares(j, theta, data, dims, work, pattern, TRIAL)
+        size = _size(j, theta, d)
+        for p in range(planes):
+            at = j * planes + p
+            if _stands(pattern.mode[j, p]):
+                if _outside(pattern.mode[j, p], trial[at]) > pattern.slack[at]:
+                    return False
+            elif pattern.mode[j, p] * heights[at] < -_margin(size, pattern):
+                return False
+    return True
+
+
+@kernel
 def _keep_shares(dims, work, pattern, elapsed):
     """Note how fast the shares changed, and make what was after the step what is before the next."""
     m, planes, numbers = dims[4], dims[7], pattern.numbers
@@ -664,13 +814,16 @@ def _keep_shares(dims, work, pattern, elapsed):
 def _crossed(j, p, size, dims, pattern):
     """Whether neuron j stands past plane p: with half the margin, so that rounding cannot undo what was located."""
     height = pattern.heights[1 - pattern.numbers[BEFORE], j * dims[7] + p]
-    return pattern.mode[j, p] * height < -0.5 * _ROUNDING * size
+    return pattern.mode[j, p] * height < -0.5 * _margin(size, pattern)
 
 
 @kernel
 def _released(j, p, dims, pattern):
     """Whether the share of a plane on which neuron j stands is out of its range, with half the margin."""
-    return _outside(pattern.share[1 - pattern.numbers[BEFORE], j * dims[7] + p]) > 0.5 * _SHARE_MARGIN
+    at = j * dims[7] + p
+    return (
+        _outside(pattern.mode[j, p], pattern.share[1 - pattern.numbers[BEFORE], at]) > 0.5 * pattern.slack[at]
+    )
 
 
 @kernel
@@ -687,6 +840,7 @@ def _cut(gradient, data, dims, work, tableau, state, output, pattern, x):
         clock[T] = t
         output.history[output.cursor[HISTORY] - 1, 1] = t - clock[T_BEFORE]
     after = 1 - numbers[BEFORE]
+    _note_steepest(dims, work, pattern)
     relu.heights(theta, data, dims, pattern.heights[after])
     for j in range(m):
         pattern.touched[j] = 0
@@ -699,32 +853,32 @@ def _cut(gradient, data, dims, work, tableau, state, output, pattern, x):
                     pattern.touched[j] = 1
             elif _crossed(j, p, size, dims, pattern):
                 pattern.touched[j] = 1
-    arrived, forced = np.full(planes, 9), np.zeros(planes, dtype=np.int64)
     for j in range(m):
         if not pattern.touched[j]:
             continue
         size = _size(j, theta, d)
-        if size <= 1e-9 * pattern.start_size[j]:
+        tall = max(1e-9 * _tallest(j, numbers[BEFORE], dims, pattern), 3.0 * pattern.scales[NOTHING])
+        if planes > 1 and _tallest(j, after, dims, pattern) <= tall:
             numbers[ZERO_NEURON] = j
             return AT_ZERO
         relu.forces(j, theta, dims, work, pattern.force)
         for p in range(planes):
-            at, now = j * planes + p, pattern.mode[j, p]
-            arrived[p], forced[p] = 9, 0
+            now = pattern.mode[j, p]
+            pattern.arrived[p], pattern.forced[p] = ELSEWHERE, 0
             if _stands(now):
-                arrived[p] = 0
-                s = pattern.share[after, at]
-                if now == RESTING and s > 1.5:
-                    _record(t, j, p, NOT_UNIQUE, data, dims, pattern)
-                elif now == SLIDING and _released(j, p, dims, pattern):
+                pattern.arrived[p] = 0
+                if now == SLIDING and _released(j, p, dims, pattern):
                     plus, minus = _pulls(p, pattern.force, data, dims)
-                    forced[p] = PLUS if s > 0.5 else MINUS
-                    if plus - minus >= 0.0:
+                    pattern.forced[p] = PLUS if pattern.share[after, j * planes + p] > 0.5 else MINUS
+                    if plus - minus >= 0.0:  # it has turned repelling: away from the side that pulls it back
                         _record(t, j, p, NOT_UNIQUE, data, dims, pattern)
-                        forced[p] = -forced[p]
-            elif now * pattern.heights[after, at] <= _LANDED * size and _crossed(j, p, size, dims, pattern):
-                arrived[p] = now
-        decide(t, j, theta, data, dims, work, pattern, arrived, forced)
+                        pattern.forced[p] = -pattern.forced[p]
+            elif _crossed(j, p, size, dims, pattern):
+                pattern.arrived[p] = now
+        decide(t, j, theta, data, dims, work, pattern)
+        if _tangled(j, dims, work, pattern):
+            numbers[ZERO_NEURON] = j
+            return AT_ZERO
     relu.heights(theta, data, dims, pattern.heights[after])
     _keep_shares(dims, work, pattern, x * clock[H_BEFORE])
     for j in range(m):
@@ -740,7 +894,7 @@ def advance(gradient, data, dims, work, tableau, state, output, pattern, rtol, a
     """Integrate with events until all times are saved, or as far as it goes; return why it came back."""
     counters, clock, numbers = state.counters, state.clock, pattern.numbers
     while True:
-        if numbers[EVENTS] + 4 * dims[7] + 4 * dims[4] > pattern.table.shape[0]:
+        if numbers[EVENTS] + _most_events(dims) > pattern.table.shape[0]:
             return TABLE_FULL
         taken = counters[ACCEPTED]
         code = explicit.advance(
@@ -758,12 +912,21 @@ def advance(gradient, data, dims, work, tableau, state, output, pattern, rtol, a
             if x > 1.0:
                 _keep_shares(dims, work, pattern, clock[H_BEFORE])
             else:
-                if x * clock[H_BEFORE] <= 4e-16 * abs(clock[T_BEFORE]):
-                    numbers[REPEATS] += 1
-                    if numbers[REPEATS] > 20 * dims[4] * dims[7]:
-                        return STUCK
-                else:
-                    numbers[REPEATS] = 0
+                if x < 1.0 and output.dense_times.shape[0] == 0:
+                    theta = _look_at(gradient, data, dims, work, tableau, state, pattern, x)
+                    for i in range(theta.size):
+                        state.side[2, i] = -state.gradient[i]
+                    t = clock[T_BEFORE] + x * clock[H_BEFORE]
+                    if not explicit.departure(tableau, state, t, theta, rtol, atol) <= explicit.TRUSTED:
+                        # the event may be the interpolant's alone: bring it near the end of a step
+                        explicit.take_back(state, output, clock[H_BEFORE] * min(0.5, max(0.1, x)))
+                        continue
+                crowd = 1e-8 * max(abs(clock[T_BEFORE]), clock[H])
+                numbers[REPEATS] += 1
+                if clock[T_BEFORE] + x * clock[H_BEFORE] - pattern.scales[CROWDED] > crowd:
+                    pattern.scales[CROWDED], numbers[REPEATS] = clock[T_BEFORE], 0
+                elif numbers[REPEATS] > 20 * dims[4] * dims[7]:
+                    return STUCK
                 code = _cut(gradient, data, dims, work, tableau, state, output, pattern, x)
                 if code != PAUSED:
                     return code

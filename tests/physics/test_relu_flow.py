@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from cases import SLIDING
 from relu_referee import SEEDS, random_problem, softplus_flow, solve
 from scipy.integrate import RK45, quad, solve_ivp
 from scipy.linalg import expm
@@ -199,26 +200,14 @@ def test_sliding_pairs_stay_on_their_kinks_and_others_on_their_sides(seed):
     assert done == len(e.t) and "slide" in e.kind
 
 
-def sliding_problem(seed):
-    """10 points in 3 dimensions, linear teacher plus noise, 12 balanced neurons."""
-    rng = np.random.default_rng(seed)
-    X = rng.standard_normal((10, 3))
-    Y = X @ rng.standard_normal(3) + 0.5 * rng.standard_normal(10)
-    W = 0.3 * rng.standard_normal((12, 3))
-    A = np.linalg.norm(W, axis=1) * rng.choice([-1.0, 1.0], 12)
-    model = gflow.TwoLayerReLU(3, 12)
-    return model, gflow.Problem(X, Y), model.pack([W, A[None]])
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 3, 5])
-def test_two_hundred_times_fewer_gradients_than_rk45(seed):
+@pytest.mark.parametrize("case", SLIDING[:3], ids=lambda case: case.name)
+def test_two_hundred_times_fewer_gradients_than_rk45(case):
     """To t = 60, rtol 1e-9 against RK45 at 1e-6, which is stopped at 200 times the count, before its end."""
-    model, problem, theta0 = sliding_problem(seed)
-    trajectory = gflow.flow(model, problem, theta0, 60.0, rtol=1e-9)
+    trajectory = gflow.flow(case.model, case.problem, case.theta0, case.end, rtol=1e-9)
     assert trajectory.status.ok and "slide" in trajectory.events.kind
-    most, atol = 200 * trajectory.counts["gradients"], 1e-9 * np.sqrt(np.mean(theta0**2))
-    _, count, _ = rk45(model, problem, theta0, 60.0, 1e-6, atol, most)
+    most, atol = 200 * trajectory.counts["gradients"], 1e-9 * np.sqrt(np.mean(case.theta0**2))
+    _, count, _ = rk45(case.model, case.problem, case.theta0, case.end, 1e-6, atol, most)
     assert count >= most
 
 
@@ -480,6 +469,110 @@ def test_a_slide_turns_repelling_where_the_outer_weight_changes_sign():
     assert kinds(run)[:2] == [(0, 0, "slide"), (0, 0, "not_unique")]
     np.testing.assert_allclose(run.events.t[1], at, rtol=1e-9)
     assert run.status.warnings[0].startswith("not unique")
+
+
+# -- cases that once went wrong -------------------------------------------------------------------
+
+
+def test_thousands_of_events_at_one_time():
+    """Equal neurons that meet all kinks of orthogonal inputs at once, and neurons that begin on many."""
+    n = m = 40
+    X, w = np.eye(n + 1), np.ones(n + 1)
+    model = gflow.TwoLayerReLU(n + 1, m, train_outer=False)
+    start = model.pack([np.tile(w, (m, 1)), np.ones((1, m))])
+    run = gflow.flow(model, gflow.Problem(X, np.append(-np.ones(n), m), factor=0.5), start, 8.0 / m)
+    assert run.status.code == "finished" and len(run.events.t) == n * m
+    model = gflow.TwoLayerReLU(n, n)
+    run = gflow.flow(
+        model, gflow.Problem(np.eye(n), np.full(n, 2.0)), model.pack([np.eye(n), np.ones((1, n))]), 0.1
+    )
+    assert run.status.code == "finished" and np.sum(run.events.kind == "not_unique") == n * (n - 1)
+
+
+@pytest.mark.parametrize("method", ["tsit5", "dop853"])
+@pytest.mark.parametrize("rtol", [1e-4, 1e-6, 1e-9])
+def test_a_crossing_within_one_step_is_seen(method, rtol):
+    """A neuron rises 1e-5 above a kink at t = 2.5, which turns it on: without that its end is another.
+
+    Off the sample, u = u1 - e^(-t), v = 2 - e^(-t/2), z = u + q v is largest where e^(-t) = -q e^(-t/2) / 2.
+    """
+    top, height = 2.5333333333, 1.24e-5
+    q = -2 * np.exp(-top) / np.exp(-top / 2)
+    u1 = height - (2 - np.exp(-top / 2)) * q + np.exp(-top)
+    X, Y = [[1.0, 0.0], [1.0, q], [0.0, np.sqrt(0.5)]], [u1, 5.0, np.sqrt(2.0)]
+    run = run_one(X, Y, [u1 - 1.0, 1.0], 6.0, rtol=rtol, method=method)
+    assert [kind for *_, kind in kinds(run)] == ["activate", "deactivate"]
+    referee = solve([[u1 - 1.0, 1.0]], ONE, np.array(X), np.array(Y), 6.0, factor=0.5, train_outer=False)
+    assert distance(run.end[:2], referee.W[-1].ravel()) < 30 * rtol
+
+
+def test_a_neuron_rests_only_as_long_as_nothing_moves_it():
+    """It stands on a kink without speed for one moment, until another neuron has moved the first residual."""
+    X, Y = np.array([[1.0, 0.0], [0.5, 1.0], [0.5, 2.0]]), np.array([1.5, 1.0, 10.0])
+    W, A = np.array([[1.0, -0.5], [0.5, 1.0]]), np.ones((1, 2))
+    model = gflow.TwoLayerReLU(2, 2, train_outer=False)
+    t = [0.1, 1.0]
+    run = gflow.flow(model, gflow.Problem(X, Y, factor=0.5), model.pack([W, A]), t, rtol=1e-10)
+    gaps = []
+    for width in (1e-3, 1e-4):
+        smooth, _ = softplus_flow(W, A, X, Y, 1.1, width, factor=0.5, train_outer=False, saves=t)
+        gaps.append(np.abs(smooth.reshape(-1, 4)[: len(t)] - run.theta[:, :4]).max())
+    assert gaps[1] < 2e-3 and 6 < gaps[0] / gaps[1] < 11
+
+
+def test_staying_on_a_kink_is_a_solution_too_where_only_one_side_leaves():
+    run = run_one(np.eye(2), [1.0, 1.0], [0.5, 0.0], 1.0)
+    assert kinds(run) == [(0, 1, "not_unique"), (0, 1, "activate")] and not run.status.ok
+
+
+def test_the_warning_belongs_to_the_run_that_has_the_event():
+    model = gflow.TwoLayerReLU(2, 1)
+    problem = gflow.Problem([[1.0, 0.0], [-0.5, 1.0]], [-2.0, -1.0], factor=0.5)
+    start = model.pack([[[0.0, 1.0]], [[0.6]]])
+    whole = gflow.flow(model, problem, start, 2.0, rtol=1e-11)
+    turn = whole.events.t[whole.events.kind == "not_unique"][0]
+    first = gflow.flow(model, problem, start, turn - 1e-6, rtol=1e-11)
+    second = gflow.flow(model, problem, None, 2.0, start=first)
+    assert first.status.ok and not second.status.ok
+    np.testing.assert_array_equal(second.end, whole.end)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+def test_one_dimension_passes_zero_where_all_inputs_share_the_kink(slope):
+    """w = 0 is the one kink there: a crossing like others; |a|^2 - |w|^2 stays."""
+    model = gflow.TwoLayerReLU(1, 3, slope=slope)
+    problem = gflow.Problem([[1.0], [2.0], [-1.5]], [-1.0, -2.0, 1.5])
+    start = model.pack([[[0.1], [0.2], [-0.1]], [[0.5, -0.5, 0.5]]])
+    run = gflow.flow(model, problem, start, 20.0)
+    assert run.status.ok and len(run.events.t) > 0 and run.gauges.invariant_drift.max() < 1e-9
+    assert run.loss[-1] < 1e-3 * run.loss[0]
+
+
+def test_a_network_that_decays_to_nothing_runs_on():
+    rng = np.random.default_rng(1)
+    model = gflow.TwoLayerReLU(2, 2)
+    problem = gflow.Problem(rng.standard_normal((5, 2)), 1e-3 * rng.standard_normal(5), weight_decay=2.0)
+    run = gflow.flow(model, problem, model.init("balanced", 0.5), 60.0)
+    assert run.status.ok and np.abs(run.end).max() < 1e-12
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+def test_inputs_of_low_rank_stop_where_nothing_is_left_of_a_neuron_on_them(slope):
+    """Two-dimensional problems in three dimensions end as they do in two."""
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        X, Y = rng.standard_normal((6, 2)), rng.standard_normal(6)
+        W, A = 0.5 * rng.standard_normal((4, 2)), np.sign(rng.standard_normal((1, 4)))
+        frame = np.linalg.qr(rng.standard_normal((3, 3)))[0]
+        runs = []
+        for inputs, weights in ((X, W), (X @ frame[:2], W @ frame[:2] + frame[2])):
+            model = gflow.TwoLayerReLU(inputs.shape[1], 4, slope=slope, train_outer=False)
+            problem = gflow.Problem(inputs, Y)
+            runs.append(gflow.flow(model, problem, model.pack([weights, A]), 30.0, max_steps=20_000))
+        plane, space = runs
+        assert plane.status.code == space.status.code, seed
+        ends = [run.end[:-4].reshape(4, -1) for run in runs]
+        assert distance(ends[1] @ frame[:2].T, ends[0]) < 1e-6, seed
 
 
 # -- size -----------------------------------------------------------------------------------------
