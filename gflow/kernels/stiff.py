@@ -1,0 +1,593 @@
+"""Stiff gradient flow: variable-order BDF whose linear systems are solved by conjugate gradients.
+
+Near the end of training the fastest modes have long settled and only limit an explicit step.  The
+backward differentiation formulas of order 2 to 5, with coefficients for any spacing of the steps, take
+steps as long as the accuracy allows.  The Jacobian of a gradient flow is -H with H symmetric: the one
+linear system of a step, (H + s I) x = r, costs a gradient or Hessian-vector product per iteration of
+conjugate gradients, with no basis to store and nothing to orthogonalise.
+
+The linearisation is made at a prediction one order above the formula's, and the correction is needed only
+to a fraction of the tolerance, so a handful of iterations and no second Newton step do.  (Exponential
+Rosenbrock methods must compute the whole increment of a step to the tolerance, several times a step.)
+
+The loop is that of ``explicit``, whose state it shares, and starts with its steps: they fill the history
+from which the formula goes on at once at high order.  With ``AUTO`` it goes over when stability limits the
+explicit step, and returns when that has become the cheaper of the two per unit of time.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gflow.kernels import explicit
+from gflow.kernels.abi import kernel
+from gflow.kernels.explicit import (
+    ACCEPTED,
+    BLOCK_FULL,
+    CHECKPOINTS,
+    DENSE,
+    DISSIPATION,
+    DISSIPATION_BEFORE,
+    FINISHED,
+    FRESH,
+    GRADIENTS,
+    H,
+    H_BEFORE,
+    HISTORY,
+    MAX_STEPS,
+    MOVED,
+    NON_FINITE,
+    PAUSED,
+    REJECTED,
+    REJECTED_LAST,
+    SAVED,
+    STEP_TOO_SMALL,
+    T,
+    T_BEFORE,
+)
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# What steps: only the implicit formula once it has its history, or whichever costs less.
+BDF, AUTO = range(2)
+
+# Places in Stiff.numbers ...
+(
+    IMPLICIT, LAST_IMPLICIT, HELD, ORDER, LAST_ORDER, AT_ORDER, PRODUCTS, COLLECTING, NEXT_LOOK, PATIENCE,
+    COST_MARK, FAILED,
+) = range(12)  # fmt: skip
+# ... and in Stiff.rates.
+EXPLICIT_COST, TIME_MARK, LARGEST, EXPLICIT_H = range(4)
+
+HIGHEST = 5  # order; the interpolating polynomial has this degree
+_KEPT = HIGHEST + 2  # states that the error estimate of one order more needs, besides the new one
+_MOST_ITERATIONS = 1000
+# Error of the linear solve in units of the step's tolerance.
+_SOLVED = 0.05
+# Steps before the first look at what limits them, and between the later ones.
+FIRST_LOOK, _LOOK = 64, 16
+# Failures in a row after which the explicit method takes over.
+_HOPELESS = 8
+# Share of the stability limit at which the explicit step counts as limited by it.
+_BORDER = 0.6
+# Largest lambda / s for which differences of gradients are exact enough to stand for products with H.
+_DIFFERENCES = 3e4
+_ROOT = 1.4901161193847656e-08  # of the spacing of double precision
+
+_GAUSS_NODES = 0.5 + 0.5 * np.polynomial.legendre.leggauss(HIGHEST)[0]
+_GAUSS_WEIGHTS = 0.5 * np.polynomial.legendre.leggauss(HIGHEST)[1]
+
+
+class Stiff(NamedTuple):
+    """What the loop needs besides ``explicit.State`` to go on."""
+
+    numbers: Ints  # see the places above
+    rates: Floats
+    times: Floats  # (K,): accepted times, newest first
+    states: Floats  # (K, P)
+    guess: Floats  # (P,) scratch, as all below
+    slope: Floats  # gradient at the guess
+    residual: Floats
+    direction: Floats
+    product: Floats
+    correction: Floats
+    trial: Floats
+    weights: Floats  # (3, K + 1)
+    energy: Floats  # (iterations,)
+
+
+def new_stiff(size: int) -> Stiff:
+    """What a run begins with."""
+    numbers = np.zeros(12, dtype=np.int64)
+    numbers[NEXT_LOOK] = numbers[PATIENCE] = FIRST_LOOK
+    scratch = [np.zeros(size) for _ in range(7)]
+    return Stiff(
+        numbers, np.zeros(4), np.zeros(_KEPT), np.zeros((_KEPT, size)), *scratch,
+        np.zeros((3, _KEPT + 1)), np.zeros(_MOST_ITERATIONS),
+    )  # fmt: skip
+
+
+# ---- polynomials through the history -----------------------------------------------------------------------
+
+
+@kernel
+def _value_weights(times, count, t, weights, row):
+    """Weights of the interpolant through times[:count] at t."""
+    for j in range(count):
+        x = 1.0
+        for i in range(count):
+            if i != j:
+                x *= (t - times[i]) / (times[j] - times[i])
+        weights[row, j] = x
+
+
+@kernel
+def _slope_weights(times, count, t, weights, row):
+    """Weights of the interpolant's derivative."""
+    for j in range(count):
+        total = 0.0
+        for l in range(count):
+            if l != j:
+                x = 1.0 / (times[j] - times[l])
+                for i in range(count):
+                    if i != j and i != l:
+                        x *= (t - times[i]) / (times[j] - times[i])
+                total += x
+        weights[row, j] = total
+
+
+@kernel
+def _mix(states, count, weights, row, out):
+    """out = sum_j weights[row, j] states[j]."""
+    n = out.size
+    a = weights[row, 0]
+    for i in range(n):
+        out[i] = a * states[0, i]
+    for j in range(1, count):
+        a = weights[row, j]
+        for i in range(n):
+            out[i] += a * states[j, i]
+
+
+@kernel
+def _remember(stiff, t, theta):
+    """Put a state in front of the history."""
+    times, states, numbers = stiff.times, stiff.states, stiff.numbers
+    held = min(numbers[HELD], times.size - 1)
+    for j in range(held, 0, -1):
+        times[j] = times[j - 1]
+        for i in range(theta.size):
+            states[j, i] = states[j - 1, i]
+    times[0] = t
+    for i in range(theta.size):
+        states[0, i] = theta[i]
+    numbers[HELD] = held + 1
+
+
+# ---- one step ----------------------------------------------------------------------------------------------
+
+
+@kernel(fastmath={"reassoc"})
+def _inner(a, b):
+    total = 0.0
+    for i in range(a.size):
+        total += a[i] * b[i]
+    return total
+
+
+@kernel
+def _hessian_times(gradient, hvp, t, data, dims, work, theta, slope, v, shift, largest, trial, out):
+    """out = H v at theta, where the gradient is ``slope``; return whether by a difference of gradients.
+
+    A difference of gradients costs half of an exact product, and its error, 1e-8 of the largest
+    eigenvalue, only slows the correction: the residual is exact.  Unless the shift is as small.
+    """
+    size = theta.size
+    out[size - 1] = np.nan
+    if _DIFFERENCES * shift > largest:
+        length, scale = np.sqrt(_inner(v, v)), np.sqrt(_inner(theta, theta))
+        if scale > 0.0 and length > 0.0:
+            e = _ROOT * scale / length
+            for i in range(size):
+                trial[i] = theta[i] + e * v[i]
+            gradient(t, trial, data, dims, work, out)
+            for i in range(size):
+                out[i] = (out[i] - slope[i]) / e
+            return True
+    hvp(t, theta, v, data, dims, work, out)
+    return False
+
+
+@kernel
+def correct(gradient, hvp, t, data, dims, work, counters, stiff, shift, accuracy):
+    """Solve (H + shift) x = residual at the guess, x to ``correction``; return whether that went well.
+
+    It stops when the error of x in the Euclidean norm, estimated from the decrease of the energy over the
+    last iterations (Hestenes and Stiefel, 1952), is below ``accuracy``.  Where H + shift is not positive
+    definite, or the iteration does not converge, the step is too long.
+    """
+    numbers, rates, energy, x = stiff.numbers, stiff.rates, stiff.energy, stiff.correction
+    r, p, product = stiff.residual, stiff.direction, stiff.product
+    size, largest, known = x.size, 0.0, rates[LARGEST]
+    for i in range(size):
+        x[i] = 0.0
+        p[i] = r[i]
+    square = _inner(r, r)
+    limit = accuracy * accuracy * shift
+    for m in range(energy.size):
+        if square == 0.0:
+            return True
+        if _hessian_times(
+            gradient, hvp, t, data, dims, work, stiff.guess, stiff.slope, p, shift,
+            max(known, largest), stiff.trial, product,
+        ):  # fmt: skip
+            counters[GRADIENTS] += 1
+        else:
+            numbers[PRODUCTS] += 1
+        curvature, length = _inner(p, product), _inner(p, p)
+        largest = max(largest, curvature / length)
+        curvature += shift * length
+        if not (curvature > 0.0 and curvature < np.inf):  # also NaN
+            return False
+        a = square / curvature
+        for i in range(size):
+            x[i] += a * p[i]
+            r[i] -= a * (product[i] + shift * p[i])
+        energy[m] = a * square
+        left = 0.0
+        for j in range(m - m // 6, m + 1):
+            left += energy[j]
+        if left <= limit:
+            rates[LARGEST] = max(largest, 0.5 * known)
+            return True
+        before, square = square, _inner(r, r)
+        b = square / before
+        for i in range(size):
+            p[i] = r[i] + b * p[i]
+    return False
+
+
+@kernel
+def predict(gradient, t, h, data, dims, work, stiff, order):
+    """Guess at t + h, its gradient, the formula's residual there, and its shift s: theta' = s theta + ..."""
+    times, states, weights, guess, r = stiff.times, stiff.states, stiff.weights, stiff.guess, stiff.residual
+    size, new = guess.size, t + h
+    _value_weights(times, min(order + 1, stiff.numbers[HELD]), new, weights, 0)
+    _mix(states, min(order + 1, stiff.numbers[HELD]), weights, 0, guess)
+    _value_weights(times, order, new, weights, 1)
+    shift = 0.0
+    for j in range(order):
+        shift += 1.0 / (new - times[j])
+        weights[1, j] /= new - times[j]
+    stiff.slope[size - 1] = np.nan
+    gradient(new, guess, data, dims, work, stiff.slope)
+    for i in range(size):
+        r[i] = -stiff.slope[i]
+    for j in range(order):  # the slope of the polynomial through the guess, from small differences
+        a = weights[1, j]
+        for i in range(size):
+            r[i] -= a * (guess[i] - states[j, i])
+    return shift
+
+
+@kernel
+def _factor(stiff, t, order):
+    """Error of the formula of an order at t, relative to how far the prediction one order above is off."""
+    shift = 0.0
+    for j in range(order):
+        shift += 1.0 / (t - stiff.times[j])
+    return 1.0 / (shift * (t - stiff.times[order]))
+
+
+@kernel
+def _error(stiff, t, order, theta, theta_new, rtol, atol):
+    """Error of the formula of another order at t, in units of the tolerance."""
+    count, weights, off = order + 1, stiff.weights, stiff.trial
+    if count > stiff.numbers[HELD]:
+        return np.inf
+    _value_weights(stiff.times, count, t, weights, 2)
+    _mix(stiff.states, count, weights, 2, off)
+    for i in range(off.size):
+        off[i] = theta_new[i] - off[i]
+    square = explicit._squared_norm(off, theta, theta_new, rtol, atol)
+    return _factor(stiff, t, order) * np.sqrt(square / off.size)
+
+
+@kernel
+def attempt(gradient, hvp, t, h, data, dims, work, counters, stiff, order, theta, theta_new, rtol, atol):
+    """One step of an order from the history; the result stands in ``theta_new``; return its error.
+
+    In units of the tolerance; infinite if the step is too long for the linear solve.
+    """
+    size = theta.size
+    shift = predict(gradient, t, h, data, dims, work, stiff, order)
+    counters[GRADIENTS] += 1
+    if not np.isfinite(_inner(stiff.slope, stiff.slope)):
+        return np.nan
+    unit = 0.0  # of the tolerance, for an error whose direction does not know of the weights
+    for i in range(size):
+        x = atol[i] + rtol * abs(theta[i])
+        unit += 1.0 / (x * x)
+    unit = np.sqrt(unit) / size
+    if not correct(
+        gradient, hvp, t + h, data, dims, work, counters, stiff, shift, _SOLVED / unit
+    ):
+        return np.inf
+    for i in range(size):
+        theta_new[i] = stiff.guess[i] + stiff.correction[i]
+    square = explicit._squared_norm(stiff.correction, theta, theta_new, rtol, atol)
+    return _factor(stiff, t + h, order) * np.sqrt(square / size)
+
+
+@kernel
+def _next_order(stiff, t, error, theta, theta_new, rtol, atol):
+    """Order whose next step may be longest, and that step's length relative to this one's."""
+    numbers = stiff.numbers
+    order = numbers[ORDER]
+    best, factor = order, _growth(error, order)
+    if order > 1:
+        x = 0.95 * _growth(_error(stiff, t, order - 1, theta, theta_new, rtol, atol), order - 1)
+        if x > factor:
+            best, factor = order - 1, x
+    if order < HIGHEST and numbers[AT_ORDER] > order:
+        x = 0.95 * _growth(_error(stiff, t, order + 1, theta, theta_new, rtol, atol), order + 1)
+        if x > factor:
+            best, factor = order + 1, x
+    return best, factor
+
+
+@kernel
+def _growth(error, order):
+    return 1.0 / (1.2 * error ** (1.0 / (order + 1)) + 1e-6)
+
+
+# ---- within the last step ----------------------------------------------------------------------------------
+
+
+@kernel
+def _dissipated(stiff, order, begin, end, scratch):
+    """Integral of |theta'|^2 of the interpolant from begin to end: exact, by Gauss."""
+    total = 0.0
+    for q in range(_GAUSS_NODES.size):
+        _slope_weights(stiff.times, order + 1, begin + _GAUSS_NODES[q] * (end - begin), stiff.weights, 2)
+        _mix(stiff.states, order + 1, stiff.weights, 2, scratch)
+        total += _GAUSS_WEIGHTS[q] * _inner(scratch, scratch)
+    return total * (end - begin)
+
+
+@kernel
+def interpolate(state, stiff, t, out):
+    """Parameters, to ``out``, and dissipation at a time within the last implicit step.
+
+    The error of the interpolant between the ends is below the formula's at the end, whatever the stiffness.
+    """
+    order = stiff.numbers[LAST_ORDER]
+    begin = state.clock[T_BEFORE]
+    more = _dissipated(stiff, order, begin, t, stiff.trial)
+    _value_weights(stiff.times, order + 1, t, stiff.weights, 2)
+    _mix(stiff.states, order + 1, stiff.weights, 2, out)
+    return state.clock[DISSIPATION_BEFORE] + more
+
+
+@kernel
+def store_dense(state, stiff, output):
+    """Keep the interpolant of the last implicit step as a polynomial in (t - t_step) / h."""
+    place, order = output.cursor[DENSE], stiff.numbers[LAST_ORDER]
+    begin, h = state.clock[T_BEFORE], state.clock[H_BEFORE]
+    output.dense_times[place, 0], output.dense_times[place, 1] = begin, h
+    out = output.dense[place]
+    out[:] = 0.0
+    poly, times = stiff.weights[2], stiff.times
+    for j in range(order + 1):
+        poly[:] = 0.0
+        poly[0] = 1.0
+        degree = 0
+        for l in range(order + 1):
+            if l == j:
+                continue
+            node, gap = (times[l] - begin) / h, (times[j] - times[l]) / h
+            for d in range(degree + 1, 0, -1):
+                poly[d] = (poly[d - 1] - node * poly[d]) / gap
+            poly[0] *= -node / gap
+            degree += 1
+        for d in range(order + 1):
+            a = poly[d]
+            for i in range(out.shape[1]):
+                out[d, i] += a * stiff.states[j, i]
+    output.cursor[DENSE] += 1
+
+
+# ---- which method ------------------------------------------------------------------------------------------
+
+
+@kernel
+def _stiffness(tableau, state, scratch):
+    """h times the eigenvalue that the last two stages of an accepted explicit step show (both at its end)."""
+    last, h = tableau.sizes[0] - 1, state.clock[H_BEFORE]
+    explicit._combine(
+        scratch, state.theta_before, h, state.stages, tableau.source, tableau.weight, last - 1,
+        tableau.terms[last - 1],
+    )  # fmt: skip
+    slopes, places = 0.0, 0.0
+    for i in range(scratch.size):
+        slopes += (state.stages[last, i] - state.stages[last - 1, i]) ** 2
+        places += (state.theta[i] - scratch[i]) ** 2
+    return h * np.sqrt(slopes / places) if places > 0.0 else 0.0
+
+
+@kernel
+def _cost(state, stiff):
+    """What has been spent, in gradients: an exact product counts as two."""
+    return state.counters[GRADIENTS] + 2 * stiff.numbers[PRODUCTS]
+
+
+@kernel
+def _go_implicit(state, stiff):
+    numbers = stiff.numbers
+    numbers[IMPLICIT], numbers[COLLECTING], numbers[FAILED] = 1, 0, 0
+    numbers[ORDER], numbers[AT_ORDER] = HIGHEST - 1, 0
+    stiff.rates[EXPLICIT_H] = state.clock[H]
+
+
+@kernel
+def _go_explicit(state, stiff):
+    numbers, counters = stiff.numbers, state.counters
+    numbers[IMPLICIT] = numbers[HELD] = 0
+    numbers[NEXT_LOOK] = counters[ACCEPTED] + counters[REJECTED] + numbers[PATIENCE]
+    numbers[PATIENCE] *= 2
+    state.clock[H] = stiff.rates[EXPLICIT_H]
+    state.clock[explicit.ERROR_BEFORE] = 1.0
+    counters[FRESH], counters[REJECTED_LAST] = MOVED, 0
+
+
+@kernel
+def _look(tableau, state, stiff):
+    """Change the method if it is time to; return whether that was done."""
+    numbers, rates, counters = stiff.numbers, stiff.rates, state.counters
+    cost = _cost(state, stiff)
+    rate = (cost - numbers[COST_MARK]) / (state.clock[T] - rates[TIME_MARK])
+    numbers[COST_MARK], rates[TIME_MARK] = cost, state.clock[T]
+    numbers[NEXT_LOOK] = counters[ACCEPTED] + counters[REJECTED] + _LOOK
+    if numbers[IMPLICIT]:
+        if rate <= rates[EXPLICIT_COST]:
+            return False
+        _go_explicit(state, stiff)
+        return True
+    if _stiffness(tableau, state, stiff.trial) < _BORDER * 0.75 * tableau.sizes[3]:
+        numbers[COLLECTING] = numbers[HELD] = 0
+        return False
+    if numbers[HELD] == stiff.times.size:
+        rates[EXPLICIT_COST] = rate
+        _go_implicit(state, stiff)
+        return True
+    numbers[COLLECTING] = 1
+    return False
+
+
+# ---- the loop ----------------------------------------------------------------------------------------------
+
+
+@kernel
+def _save(state, stiff, output):
+    """Save what lies within the last implicit step."""
+    cursor, times = output.cursor, output.times
+    while cursor[SAVED] < times.size and times[cursor[SAVED]] <= state.clock[T]:
+        place = cursor[SAVED]
+        if times[place] == state.clock[T]:
+            output.theta[place] = state.theta
+            output.dissipation[place] = state.clock[DISSIPATION]
+        else:
+            output.dissipation[place] = interpolate(state, stiff, times[place], output.theta[place])
+        cursor[SAVED] += 1
+    return cursor[SAVED] == times.size
+
+
+@kernel
+def _implicit_step(gradient, hvp, data, dims, work, state, stiff, output, rtol, atol):
+    """Attempt one step; return whether it was accepted."""
+    clock, counters, numbers = state.clock, state.counters, stiff.numbers
+    theta, theta_new, order = state.theta, state.theta_new, numbers[ORDER]
+    t, h = clock[T], clock[H]
+    error = attempt(
+        gradient, hvp, t, h, data, dims, work, counters, stiff, order, theta, theta_new, rtol, atol
+    )
+    good = error <= 1.0  # false for NaN
+    history, row = output.history, output.cursor[HISTORY]
+    history[row, 0], history[row, 1], history[row, 2] = t, h, 1.0 if good else 0.0
+    output.cursor[HISTORY] += 1
+    if not good:
+        counters[REJECTED] += 1
+        numbers[FAILED] += 1
+        numbers[AT_ORDER] = 0
+        counters[REJECTED_LAST] = explicit._NOT_FINITE if np.isnan(error) else explicit._TOO_LARGE
+        if not error < np.inf:
+            clock[H] = 0.25 * h
+            return False
+        if order > 1 and _error(stiff, t + h, order - 1, theta, theta_new, rtol, atol) < error:
+            numbers[ORDER] = order - 1
+        clock[H] = h * max(0.25, 0.9 * error ** (-1.0 / (order + 1)))
+        return False
+    numbers[AT_ORDER] += 1
+    best, factor = _next_order(stiff, t + h, error, theta, theta_new, rtol, atol)
+    if counters[REJECTED_LAST]:
+        factor = min(factor, 1.0)
+    if best != order:
+        numbers[ORDER], numbers[AT_ORDER] = best, 0
+    numbers[LAST_IMPLICIT], numbers[LAST_ORDER], numbers[FAILED] = 1, order, 0
+    clock[T_BEFORE], clock[H_BEFORE], clock[DISSIPATION_BEFORE] = t, h, clock[DISSIPATION]
+    clock[T] = t + h
+    if factor < 1.0 or factor > 1.05:
+        clock[H] = h * min(factor, 2.0)
+    for i in range(theta.size):
+        state.theta_before[i] = theta[i]
+        theta[i] = theta_new[i]
+    _remember(stiff, clock[T], theta)
+    clock[DISSIPATION] += _dissipated(stiff, order, t, clock[T], stiff.trial)
+    counters[ACCEPTED] += 1
+    counters[REJECTED_LAST] = 0
+    explicit._keep_checkpoint(state)
+    if output.dense_times.shape[0] > 0:
+        store_dense(state, stiff, output)
+    return True
+
+
+@kernel
+def advance(
+    gradient, hvp, data, dims, work, tableau, state, stiff, output, kind, rtol, atol, budget, max_steps
+):
+    """Integrate as ``explicit.advance`` does, by the method of a kind; also pause where the method changes."""
+    clock, counters, numbers = state.clock, state.counters, stiff.numbers
+    while True:
+        if numbers[LAST_IMPLICIT] and _save(state, stiff, output):
+            return FINISHED
+        attempts = counters[ACCEPTED] + counters[REJECTED]
+        if not numbers[LAST_IMPLICIT]:  # saves what lies within the last explicit step
+            code = explicit.advance(
+                gradient, data, dims, work, tableau, state, output, rtol, atol, 0, max_steps
+            )
+            if code != PAUSED:
+                return code
+        if kind == AUTO and attempts >= numbers[NEXT_LOOK] and not counters[REJECTED_LAST]:
+            if _look(tableau, state, stiff):
+                return PAUSED
+        elif kind == BDF and not numbers[IMPLICIT]:
+            numbers[COLLECTING] = 1
+            if numbers[HELD] == stiff.times.size:
+                _go_implicit(state, stiff)
+        if budget <= 0:
+            return PAUSED
+        if not numbers[IMPLICIT]:
+            accepted = counters[ACCEPTED]
+            allowed = 1 if numbers[COLLECTING] else max(numbers[NEXT_LOOK] - attempts, 1)
+            code = explicit.advance(
+                gradient, data, dims, work, tableau, state, output, rtol, atol, min(budget, allowed), max_steps
+            )
+            if counters[ACCEPTED] > accepted:
+                numbers[LAST_IMPLICIT] = 0
+                if numbers[COLLECTING]:
+                    _remember(stiff, clock[T], state.theta)
+            if code != PAUSED:
+                return code
+            budget -= counters[ACCEPTED] + counters[REJECTED] - attempts
+            if budget <= 0:
+                return PAUSED
+            continue
+        if attempts >= max_steps:
+            return MAX_STEPS
+        if output.cursor[HISTORY] == output.history.shape[0]:
+            return BLOCK_FULL
+        if output.cursor[DENSE] == output.dense_times.shape[0] and output.dense_times.shape[0] > 0:
+            return BLOCK_FULL
+        if clock[T] + 0.1 * clock[H] == clock[T]:
+            return NON_FINITE if counters[REJECTED_LAST] == explicit._NOT_FINITE else STEP_TOO_SMALL
+        budget -= 1
+        if _implicit_step(gradient, hvp, data, dims, work, state, stiff, output, rtol, atol):
+            if budget <= 0:
+                return PAUSED  # before saving, as in explicit
+        elif kind == AUTO and numbers[FAILED] >= _HOPELESS:
+            _go_explicit(state, stiff)
+            return PAUSED
