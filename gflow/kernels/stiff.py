@@ -63,23 +63,29 @@ BDF, AUTO = range(2)
 # ... and in Stiff.rates.
 EXPLICIT_COST, TIME_MARK, LARGEST, EXPLICIT_H = range(4)
 
-HIGHEST = 5  # order; the interpolating polynomial has this degree
+HIGHEST = 6  # order; the interpolating polynomial has this degree
 _KEPT = HIGHEST + 2  # states that the error estimate of one order more needs, besides the new one
 _MOST_ITERATIONS = 1000
 # Error of the linear solve in units of the step's tolerance.
 _SOLVED = 0.05
-# Steps before the first look at what limits them, and between the later ones.
-FIRST_LOOK, _LOOK = 64, 16
+# Steps before the first look at what limits them (of a network of a few parameters: nothing costs it much),
+# between the later ones, and before the implicit method is tried again once it has lost.
+_FIRST_LOOK, _FIRST_LOOK_OF_FEW, _LOOK, _PATIENCE = 32, 512, 16, 64
+_FEW = 16
 # Failures in a row after which the explicit method takes over.
 _HOPELESS = 8
-# Share of the stability limit at which the explicit step counts as limited by it.
-_BORDER = 0.6
+# Share of the stability limit above which the explicit step may soon be limited by it.
+_BORDER = 0.15
 # Largest lambda / s for which differences of gradients are exact enough to stand for products with H.
 _DIFFERENCES = 3e4
 _ROOT = 1.4901161193847656e-08  # of the spacing of double precision
 
-_GAUSS_NODES = 0.5 + 0.5 * np.polynomial.legendre.leggauss(HIGHEST)[0]
-_GAUSS_WEIGHTS = 0.5 * np.polynomial.legendre.leggauss(HIGHEST)[1]
+#: Degree in t of the stored polynomials.
+DENSE_DEGREE = 8
+_CHEBYSHEV = 0.5 - 0.5 * np.cos(np.pi * np.arange(DENSE_DEGREE + 1) / DENSE_DEGREE)
+_TO_POWERS = np.linalg.inv(np.vander(_CHEBYSHEV, increasing=True))  # values there to coefficients
+_GAUSS_NODES = 0.5 + 0.5 * np.polynomial.legendre.leggauss(HIGHEST + 1)[0]
+_GAUSS_WEIGHTS = 0.5 * np.polynomial.legendre.leggauss(HIGHEST + 1)[1]
 
 
 class Stiff(NamedTuple):
@@ -88,6 +94,7 @@ class Stiff(NamedTuple):
     numbers: Ints  # see the places above
     rates: Floats
     times: Floats  # (K,): accepted times, newest first
+    nodes: Floats  # (K,): s = log(t / newest)
     states: Floats  # (K, P)
     guess: Floats  # (P,) scratch, as all below
     slope: Floats  # gradient at the guess
@@ -103,39 +110,51 @@ class Stiff(NamedTuple):
 def new_stiff(size: int) -> Stiff:
     """What a run begins with."""
     numbers = np.zeros(12, dtype=np.int64)
-    numbers[NEXT_LOOK] = numbers[PATIENCE] = FIRST_LOOK
+    numbers[NEXT_LOOK] = _FIRST_LOOK_OF_FEW if size < _FEW else _FIRST_LOOK
+    numbers[PATIENCE] = _PATIENCE
     scratch = [np.zeros(size) for _ in range(7)]
     return Stiff(
-        numbers, np.zeros(4), np.zeros(_KEPT), np.zeros((_KEPT, size)), *scratch,
+        numbers, np.zeros(4), np.zeros(_KEPT), np.zeros(_KEPT), np.zeros((_KEPT, size)), *scratch,
         np.zeros((3, _KEPT + 1)), np.zeros(_MOST_ITERATIONS),
     )  # fmt: skip
 
 
 # ---- polynomials through the history -----------------------------------------------------------------------
+#
+# Their variable is s = log(t / t_0), t_0 the newest time: a stiff flow slows down like a power of t, and its steps
+# grow with t.  Where they are short against t, as at a late escape from a saddle, s is t but for a factor.
 
 
 @kernel
-def _value_weights(times, count, t, weights, row):
-    """Weights of the interpolant through times[:count] at t."""
+def _nodes(stiff):
+    """Write s of the history to ``nodes``."""
+    newest = stiff.times[0]
+    for j in range(stiff.numbers[HELD]):
+        stiff.nodes[j] = np.log1p((stiff.times[j] - newest) / newest)
+
+
+@kernel
+def _value_weights(nodes, count, s, weights, row):
+    """Weights of the interpolant through nodes[:count] at s."""
     for j in range(count):
         x = 1.0
         for i in range(count):
             if i != j:
-                x *= (t - times[i]) / (times[j] - times[i])
+                x *= (s - nodes[i]) / (nodes[j] - nodes[i])
         weights[row, j] = x
 
 
 @kernel
-def _slope_weights(times, count, t, weights, row):
+def _slope_weights(nodes, count, s, weights, row):
     """Weights of the interpolant's derivative."""
     for j in range(count):
         total = 0.0
         for l in range(count):
             if l != j:
-                x = 1.0 / (times[j] - times[l])
+                x = 1.0 / (nodes[j] - nodes[l])
                 for i in range(count):
                     if i != j and i != l:
-                        x *= (t - times[i]) / (times[j] - times[i])
+                        x *= (s - nodes[i]) / (nodes[j] - nodes[i])
                 total += x
         weights[row, j] = total
 
@@ -147,7 +166,13 @@ def _mix(states, count, weights, row, out):
     a = weights[row, 0]
     for i in range(n):
         out[i] = a * states[0, i]
-    for j in range(1, count):
+    j = 1
+    while j + 2 <= count:  # two states a pass spare memory traffic
+        a, b = weights[row, j], weights[row, j + 1]
+        for i in range(n):
+            out[i] += a * states[j, i] + b * states[j + 1, i]
+        j += 2
+    if j < count:
         a = weights[row, j]
         for i in range(n):
             out[i] += a * states[j, i]
@@ -166,6 +191,7 @@ def _remember(stiff, t, theta):
     for i in range(theta.size):
         states[0, i] = theta[i]
     numbers[HELD] = held + 1
+    _nodes(stiff)
 
 
 # ---- one step ----------------------------------------------------------------------------------------------
@@ -180,26 +206,37 @@ def _inner(a, b):
 
 
 @kernel
-def _hessian_times(gradient, hvp, t, data, dims, work, theta, slope, v, shift, largest, trial, out):
-    """out = H v at theta, where the gradient is ``slope``; return whether by a difference of gradients.
+def _differences(slope, e, out):
+    for i in range(out.size):
+        out[i] = (out[i] - slope[i]) * e
 
-    A difference of gradients costs half of an exact product, and its error, 1e-8 of the largest
-    eigenvalue, only slows the correction: the residual is exact.  Unless the shift is as small.
-    """
-    size = theta.size
-    out[size - 1] = np.nan
-    if _DIFFERENCES * shift > largest:
-        length, scale = np.sqrt(_inner(v, v)), np.sqrt(_inner(theta, theta))
-        if scale > 0.0 and length > 0.0:
-            e = _ROOT * scale / length
-            for i in range(size):
-                trial[i] = theta[i] + e * v[i]
-            gradient(t, trial, data, dims, work, out)
-            for i in range(size):
-                out[i] = (out[i] - slope[i]) / e
-            return True
-    hvp(t, theta, v, data, dims, work, out)
-    return False
+
+@kernel
+def _axpy(a, x, y, out):
+    """out = y + a x."""
+    for i in range(out.size):
+        out[i] = y[i] + a * x[i]
+
+
+@kernel(fastmath={"reassoc"})
+def _descend(a, shift, p, product, x, r):
+    """x += a p, r -= a (H p + shift p); return r r."""
+    total = 0.0
+    for i in range(x.size):
+        x[i] += a * p[i]
+        r[i] -= a * (product[i] + shift * p[i])
+        total += r[i] * r[i]
+    return total
+
+
+@kernel(fastmath={"reassoc"})
+def _turn(b, r, p):
+    """p = r + b p; return p p."""
+    total = 0.0
+    for i in range(p.size):
+        p[i] = r[i] + b * p[i]
+        total += p[i] * p[i]
+    return total
 
 
 @kernel
@@ -209,62 +246,69 @@ def correct(gradient, hvp, t, data, dims, work, counters, stiff, shift, accuracy
     It stops when the error of x in the Euclidean norm, estimated from the decrease of the energy over the
     last iterations (Hestenes and Stiefel, 1952), is below ``accuracy``.  Where H + shift is not positive
     definite, or the iteration does not converge, the step is too long.
+
+    A difference of gradients stands for the product H p: it costs half of an exact one, and its error,
+    1e-8 of the largest eigenvalue, only slows the correction, whose residual is exact; unless the shift is as small.
     """
     numbers, rates, energy, x = stiff.numbers, stiff.rates, stiff.energy, stiff.correction
+    theta, slope, trial = stiff.guess, stiff.slope, stiff.trial
     r, p, product = stiff.residual, stiff.direction, stiff.product
     size, largest, known = x.size, 0.0, rates[LARGEST]
     for i in range(size):
         x[i] = 0.0
         p[i] = r[i]
     square = _inner(r, r)
+    length, scale = square, np.sqrt(_inner(theta, theta))
     limit = accuracy * accuracy * shift
     for m in range(energy.size):
-        if square == 0.0:
+        if length == 0.0:
             return True
-        if _hessian_times(
-            gradient, hvp, t, data, dims, work, stiff.guess, stiff.slope, p, shift,
-            max(known, largest), stiff.trial, product,
-        ):  # fmt: skip
+        product[size - 1] = np.nan
+        if scale > 0.0 and _DIFFERENCES * shift > max(known, largest):
+            e = _ROOT * scale / np.sqrt(length)
+            _axpy(e, p, theta, trial)
+            gradient(t, trial, data, dims, work, product)
+            _differences(slope, 1.0 / e, product)
             counters[GRADIENTS] += 1
         else:
+            hvp(t, theta, p, data, dims, work, product)
             numbers[PRODUCTS] += 1
-        curvature, length = _inner(p, product), _inner(p, p)
+        curvature = _inner(p, product)
         largest = max(largest, curvature / length)
         curvature += shift * length
         if not (curvature > 0.0 and curvature < np.inf):  # also NaN
             return False
         a = square / curvature
-        for i in range(size):
-            x[i] += a * p[i]
-            r[i] -= a * (product[i] + shift * p[i])
         energy[m] = a * square
+        before, square = square, _descend(a, shift, p, product, x, r)
         left = 0.0
         for j in range(m - m // 6, m + 1):
             left += energy[j]
         if left <= limit:
             rates[LARGEST] = max(largest, 0.5 * known)
             return True
-        before, square = square, _inner(r, r)
-        b = square / before
-        for i in range(size):
-            p[i] = r[i] + b * p[i]
+        length = _turn(square / before, r, p)
     return False
 
 
 @kernel
 def predict(gradient, t, h, data, dims, work, stiff, order):
-    """Guess at t + h, its gradient, the formula's residual there, and its shift s: theta' = s theta + ..."""
-    times, states, weights, guess, r = stiff.times, stiff.states, stiff.weights, stiff.guess, stiff.residual
-    size, new = guess.size, t + h
-    _value_weights(times, min(order + 1, stiff.numbers[HELD]), new, weights, 0)
-    _mix(states, min(order + 1, stiff.numbers[HELD]), weights, 0, guess)
-    _value_weights(times, order, new, weights, 1)
+    """Guess at t + h, its gradient, and the formula's residual there; return its shift.
+
+    The formula says theta' = shift * theta + what the history gives.
+    """
+    nodes, states, weights, guess, r = stiff.nodes, stiff.states, stiff.weights, stiff.guess, stiff.residual
+    size, new = guess.size, np.log1p(h / t)
+    _value_weights(nodes, order + 1, new, weights, 0)
+    _mix(states, order + 1, weights, 0, guess)
+    _value_weights(nodes, order, new, weights, 1)
     shift = 0.0
     for j in range(order):
-        shift += 1.0 / (new - times[j])
-        weights[1, j] /= new - times[j]
+        x = 1.0 / ((new - nodes[j]) * (t + h))  # ds / dt = 1 / t
+        shift += x
+        weights[1, j] *= x
     stiff.slope[size - 1] = np.nan
-    gradient(new, guess, data, dims, work, stiff.slope)
+    gradient(t + h, guess, data, dims, work, stiff.slope)
     for i in range(size):
         r[i] = -stiff.slope[i]
     for j in range(order):  # the slope of the polynomial through the guess, from small differences
@@ -275,26 +319,26 @@ def predict(gradient, t, h, data, dims, work, stiff, order):
 
 
 @kernel
-def _factor(stiff, t, order):
-    """Error of the formula of an order at t, relative to how far the prediction one order above is off."""
+def _factor(stiff, s, order):
+    """Error of the formula of an order at s, relative to how far the prediction one order above is off."""
     shift = 0.0
     for j in range(order):
-        shift += 1.0 / (t - stiff.times[j])
-    return 1.0 / (shift * (t - stiff.times[order]))
+        shift += 1.0 / (s - stiff.nodes[j])
+    return 1.0 / (shift * (s - stiff.nodes[order]))
 
 
 @kernel
-def _error(stiff, t, order, theta, theta_new, rtol, atol):
-    """Error of the formula of another order at t, in units of the tolerance."""
+def _error(stiff, s, order, theta, theta_new, rtol, atol):
+    """Error of the formula of another order at s, in units of the tolerance."""
     count, weights, off = order + 1, stiff.weights, stiff.trial
     if count > stiff.numbers[HELD]:
         return np.inf
-    _value_weights(stiff.times, count, t, weights, 2)
+    _value_weights(stiff.nodes, count, s, weights, 2)
     _mix(stiff.states, count, weights, 2, off)
     for i in range(off.size):
         off[i] = theta_new[i] - off[i]
     square = explicit._squared_norm(off, theta, theta_new, rtol, atol)
-    return _factor(stiff, t, order) * np.sqrt(square / off.size)
+    return _factor(stiff, s, order) * np.sqrt(square / off.size)
 
 
 @kernel
@@ -313,31 +357,12 @@ def attempt(gradient, hvp, t, h, data, dims, work, counters, stiff, order, theta
         x = atol[i] + rtol * abs(theta[i])
         unit += 1.0 / (x * x)
     unit = np.sqrt(unit) / size
-    if not correct(
-        gradient, hvp, t + h, data, dims, work, counters, stiff, shift, _SOLVED / unit
-    ):
+    if not correct(gradient, hvp, t + h, data, dims, work, counters, stiff, shift, _SOLVED / unit):
         return np.inf
     for i in range(size):
         theta_new[i] = stiff.guess[i] + stiff.correction[i]
     square = explicit._squared_norm(stiff.correction, theta, theta_new, rtol, atol)
-    return _factor(stiff, t + h, order) * np.sqrt(square / size)
-
-
-@kernel
-def _next_order(stiff, t, error, theta, theta_new, rtol, atol):
-    """Order whose next step may be longest, and that step's length relative to this one's."""
-    numbers = stiff.numbers
-    order = numbers[ORDER]
-    best, factor = order, _growth(error, order)
-    if order > 1:
-        x = 0.95 * _growth(_error(stiff, t, order - 1, theta, theta_new, rtol, atol), order - 1)
-        if x > factor:
-            best, factor = order - 1, x
-    if order < HIGHEST and numbers[AT_ORDER] > order:
-        x = 0.95 * _growth(_error(stiff, t, order + 1, theta, theta_new, rtol, atol), order + 1)
-        if x > factor:
-            best, factor = order + 1, x
-    return best, factor
+    return _factor(stiff, np.log1p(h / t), order) * np.sqrt(square / size)
 
 
 @kernel
@@ -345,18 +370,36 @@ def _growth(error, order):
     return 1.0 / (1.2 * error ** (1.0 / (order + 1)) + 1e-6)
 
 
+@kernel
+def _next_order(stiff, s, error, theta, theta_new, rtol, atol):
+    """Order whose next step may be longest, and that step's length relative to this one's."""
+    numbers = stiff.numbers
+    order = numbers[ORDER]
+    best, factor = order, _growth(error, order)
+    if order > 1:
+        x = 0.95 * _growth(_error(stiff, s, order - 1, theta, theta_new, rtol, atol), order - 1)
+        if x > factor:
+            best, factor = order - 1, x
+    if order < HIGHEST and numbers[AT_ORDER] > order:
+        x = 0.95 * _growth(_error(stiff, s, order + 1, theta, theta_new, rtol, atol), order + 1)
+        if x > factor:
+            best, factor = order + 1, x
+    return best, factor
+
+
 # ---- within the last step ----------------------------------------------------------------------------------
 
 
 @kernel
 def _dissipated(stiff, order, begin, end, scratch):
-    """Integral of |theta'|^2 of the interpolant from begin to end: exact, by Gauss."""
+    """Integral over t of |theta'|^2 of the interpolant from s = begin to end."""
     total = 0.0
     for q in range(_GAUSS_NODES.size):
-        _slope_weights(stiff.times, order + 1, begin + _GAUSS_NODES[q] * (end - begin), stiff.weights, 2)
+        s = begin + _GAUSS_NODES[q] * (end - begin)
+        _slope_weights(stiff.nodes, order + 1, s, stiff.weights, 2)
         _mix(stiff.states, order + 1, stiff.weights, 2, scratch)
-        total += _GAUSS_WEIGHTS[q] * _inner(scratch, scratch)
-    return total * (end - begin)
+        total += _GAUSS_WEIGHTS[q] * np.exp(-s) * _inner(scratch, scratch)  # dt (ds / dt)^2 = ds / t
+    return total * (end - begin) / stiff.times[0]
 
 
 @kernel
@@ -365,39 +408,30 @@ def interpolate(state, stiff, t, out):
 
     The error of the interpolant between the ends is below the formula's at the end, whatever the stiffness.
     """
-    order = stiff.numbers[LAST_ORDER]
-    begin = state.clock[T_BEFORE]
-    more = _dissipated(stiff, order, begin, t, stiff.trial)
-    _value_weights(stiff.times, order + 1, t, stiff.weights, 2)
+    order, newest = stiff.numbers[LAST_ORDER], stiff.times[0]
+    s = np.log1p((t - newest) / newest)
+    more = _dissipated(stiff, order, stiff.nodes[1], s, stiff.trial)
+    _value_weights(stiff.nodes, order + 1, s, stiff.weights, 2)
     _mix(stiff.states, order + 1, stiff.weights, 2, out)
     return state.clock[DISSIPATION_BEFORE] + more
 
 
 @kernel
 def store_dense(state, stiff, output):
-    """Keep the interpolant of the last implicit step as a polynomial in (t - t_step) / h."""
+    """Keep the last implicit step as a polynomial in x = (t - t_step) / h that agrees at Chebyshev's points."""
     place, order = output.cursor[DENSE], stiff.numbers[LAST_ORDER]
-    begin, h = state.clock[T_BEFORE], state.clock[H_BEFORE]
+    begin, h, newest = state.clock[T_BEFORE], state.clock[H_BEFORE], stiff.times[0]
     output.dense_times[place, 0], output.dense_times[place, 1] = begin, h
-    out = output.dense[place]
+    out, count, weights = output.dense[place], _CHEBYSHEV.size, stiff.weights
     out[:] = 0.0
-    poly, times = stiff.weights[2], stiff.times
-    for j in range(order + 1):
-        poly[:] = 0.0
-        poly[0] = 1.0
-        degree = 0
-        for l in range(order + 1):
-            if l == j:
-                continue
-            node, gap = (times[l] - begin) / h, (times[j] - times[l]) / h
-            for d in range(degree + 1, 0, -1):
-                poly[d] = (poly[d - 1] - node * poly[d]) / gap
-            poly[0] *= -node / gap
-            degree += 1
-        for d in range(order + 1):
-            a = poly[d]
+    for q in range(count):
+        s = np.log1p((begin + _CHEBYSHEV[q] * h - newest) / newest)
+        _value_weights(stiff.nodes, order + 1, s, weights, 2)
+        _mix(stiff.states, order + 1, weights, 2, stiff.trial)
+        for d in range(count):
+            a = _TO_POWERS[d, q]
             for i in range(out.shape[1]):
-                out[d, i] += a * stiff.states[j, i]
+                out[d, i] += a * stiff.trial[i]
     output.cursor[DENSE] += 1
 
 
@@ -465,6 +499,7 @@ def _look(tableau, state, stiff):
         _go_implicit(state, stiff)
         return True
     numbers[COLLECTING] = 1
+    numbers[NEXT_LOOK] += stiff.times.size - _LOOK
     return False
 
 
@@ -492,6 +527,7 @@ def _implicit_step(gradient, hvp, data, dims, work, state, stiff, output, rtol, 
     clock, counters, numbers = state.clock, state.counters, stiff.numbers
     theta, theta_new, order = state.theta, state.theta_new, numbers[ORDER]
     t, h = clock[T], clock[H]
+    s = np.log1p(h / t)
     error = attempt(
         gradient, hvp, t, h, data, dims, work, counters, stiff, order, theta, theta_new, rtol, atol
     )
@@ -507,12 +543,12 @@ def _implicit_step(gradient, hvp, data, dims, work, state, stiff, output, rtol, 
         if not error < np.inf:
             clock[H] = 0.25 * h
             return False
-        if order > 1 and _error(stiff, t + h, order - 1, theta, theta_new, rtol, atol) < error:
+        if order > 1 and _error(stiff, s, order - 1, theta, theta_new, rtol, atol) < error:
             numbers[ORDER] = order - 1
         clock[H] = h * max(0.25, 0.9 * error ** (-1.0 / (order + 1)))
         return False
     numbers[AT_ORDER] += 1
-    best, factor = _next_order(stiff, t + h, error, theta, theta_new, rtol, atol)
+    best, factor = _next_order(stiff, s, error, theta, theta_new, rtol, atol)
     if counters[REJECTED_LAST]:
         factor = min(factor, 1.0)
     if best != order:
@@ -526,7 +562,7 @@ def _implicit_step(gradient, hvp, data, dims, work, state, stiff, output, rtol, 
         state.theta_before[i] = theta[i]
         theta[i] = theta_new[i]
     _remember(stiff, clock[T], theta)
-    clock[DISSIPATION] += _dissipated(stiff, order, t, clock[T], stiff.trial)
+    clock[DISSIPATION] += _dissipated(stiff, order, stiff.nodes[1], 0.0, stiff.trial)
     counters[ACCEPTED] += 1
     counters[REJECTED_LAST] = 0
     explicit._keep_checkpoint(state)
