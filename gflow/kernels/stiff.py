@@ -1,7 +1,7 @@
 """Stiff gradient flow: variable-order BDF whose linear systems are solved by conjugate gradients.
 
 Near the end of training the fastest modes have long settled and only limit an explicit step.  The
-backward differentiation formulas of order 2 to 5, with coefficients for any spacing of the steps, take
+backward differentiation formulas of order 1 to 6, with coefficients for any spacing of the steps, take
 steps as long as the accuracy allows.  The Jacobian of a gradient flow is -H with H symmetric: the one
 linear system of a step, (H + s I) x = r, costs a gradient or Hessian-vector product per iteration of
 conjugate gradients, with no basis to store and nothing to orthogonalise.
@@ -27,14 +27,12 @@ from gflow.kernels.abi import kernel
 from gflow.kernels.explicit import (
     ACCEPTED,
     BLOCK_FULL,
-    CHECKPOINTS,
     DENSE,
     DISSIPATION,
     DISSIPATION_BEFORE,
     FINISHED,
     FRESH,
     GRADIENTS,
-    H,
     H_BEFORE,
     HISTORY,
     MAX_STEPS,
@@ -45,8 +43,9 @@ from gflow.kernels.explicit import (
     REJECTED_LAST,
     SAVED,
     STEP_TOO_SMALL,
-    T,
     T_BEFORE,
+    H,
+    T,
 )
 
 Floats = NDArray[np.float64]
@@ -67,10 +66,12 @@ HIGHEST = 6  # order; the interpolating polynomial has this degree
 _KEPT = HIGHEST + 2  # states that the error estimate of one order more needs, besides the new one
 _MOST_ITERATIONS = 1000
 # Error of the linear solve in units of the step's tolerance.
-_SOLVED = 0.05
+_SOLVED = 0.3
+# How much shorter a step is taken than the error would allow, and what a change of order must gain.
+_SAFETY, _RELUCTANCE = 1.3, 0.95
 # Steps before the first look at what limits them (of a network of a few parameters: nothing costs it much),
 # between the later ones, and before the implicit method is tried again once it has lost.
-_FIRST_LOOK, _FIRST_LOOK_OF_FEW, _LOOK, _PATIENCE = 32, 512, 16, 64
+_FIRST_LOOK, _FIRST_LOOK_OF_FEW, _LOOK, _PATIENCE = 32, 512, 16, 32
 _FEW = 16
 # Failures in a row after which the explicit method takes over.
 _HOPELESS = 8
@@ -107,10 +108,19 @@ class Stiff(NamedTuple):
     energy: Floats  # (iterations,)
 
 
+#: Fields of ``Stiff`` that a continuation needs; the rest is scratch.
+KEPT = ("numbers", "rates", "times", "nodes", "states")
+
+
+def first_look(size: int) -> int:
+    """Attempted steps of ``AUTO`` that are explicit in any case."""
+    return _FIRST_LOOK_OF_FEW if size < _FEW else _FIRST_LOOK
+
+
 def new_stiff(size: int) -> Stiff:
     """What a run begins with."""
     numbers = np.zeros(12, dtype=np.int64)
-    numbers[NEXT_LOOK] = _FIRST_LOOK_OF_FEW if size < _FEW else _FIRST_LOOK
+    numbers[NEXT_LOOK] = first_look(size)
     numbers[PATIENCE] = _PATIENCE
     scratch = [np.zeros(size) for _ in range(7)]
     return Stiff(
@@ -367,7 +377,7 @@ def attempt(gradient, hvp, t, h, data, dims, work, counters, stiff, order, theta
 
 @kernel
 def _growth(error, order):
-    return 1.0 / (1.2 * error ** (1.0 / (order + 1)) + 1e-6)
+    return 1.0 / (_SAFETY * error ** (1.0 / (order + 1)) + 1e-6)
 
 
 @kernel
@@ -377,11 +387,11 @@ def _next_order(stiff, s, error, theta, theta_new, rtol, atol):
     order = numbers[ORDER]
     best, factor = order, _growth(error, order)
     if order > 1:
-        x = 0.95 * _growth(_error(stiff, s, order - 1, theta, theta_new, rtol, atol), order - 1)
+        x = _RELUCTANCE * _growth(_error(stiff, s, order - 1, theta, theta_new, rtol, atol), order - 1)
         if x > factor:
             best, factor = order - 1, x
     if order < HIGHEST and numbers[AT_ORDER] > order:
-        x = 0.95 * _growth(_error(stiff, s, order + 1, theta, theta_new, rtol, atol), order + 1)
+        x = _RELUCTANCE * _growth(_error(stiff, s, order + 1, theta, theta_new, rtol, atol), order + 1)
         if x > factor:
             best, factor = order + 1, x
     return best, factor
@@ -594,13 +604,24 @@ def advance(
             numbers[COLLECTING] = 1
             if numbers[HELD] == stiff.times.size:
                 _go_implicit(state, stiff)
+                return PAUSED
         if budget <= 0:
             return PAUSED
         if not numbers[IMPLICIT]:
             accepted = counters[ACCEPTED]
             allowed = 1 if numbers[COLLECTING] else max(numbers[NEXT_LOOK] - attempts, 1)
             code = explicit.advance(
-                gradient, data, dims, work, tableau, state, output, rtol, atol, min(budget, allowed), max_steps
+                gradient,
+                data,
+                dims,
+                work,
+                tableau,
+                state,
+                output,
+                rtol,
+                atol,
+                min(budget, allowed),
+                max_steps,
             )
             if counters[ACCEPTED] > accepted:
                 numbers[LAST_IMPLICIT] = 0
