@@ -400,10 +400,6 @@ class _StiffFlow(_Flow):
             wait = stiff.first_look(o.size) - self.steps
             if wait > 0:
                 return super()._advance(output, min(budget, wait), max_steps)
-            try:
-                o.hvp_kernel
-            except ValueError:  # a user's hvp that does not compile
-                return super()._advance(output, budget, max_steps)
             self.stiff = stiff.new_stiff(o.size)
         if self.switched:  # these steps cost otherwise than those from which the budget is
             budget = min(budget, _NEW_METHOD_STEPS)

@@ -60,11 +60,11 @@ BDF, AUTO = range(2)
     COST_MARK, FAILED,
 ) = range(12)  # fmt: skip
 # ... and in Stiff.rates.
-EXPLICIT_COST, TIME_MARK, LARGEST, EXPLICIT_H = range(4)
+ALLOWED_COST, TIME_MARK, LARGEST, EXPLICIT_H = range(4)
 
 HIGHEST = 6  # order; the interpolating polynomial has this degree
 _KEPT = HIGHEST + 2  # states that the error estimate of one order more needs, besides the new one
-_MOST_ITERATIONS = 1000
+_MOST_ITERATIONS = 10_000
 # Error of the linear solve in units of the step's tolerance.
 _SOLVED = 0.3
 # How much shorter a step is taken than the error would allow, and what a change of order must gain.
@@ -72,11 +72,12 @@ _SAFETY, _RELUCTANCE = 1.3, 0.95
 # Steps before the first look at what limits them (of a network of a few parameters: nothing costs it much),
 # between the later ones, and before the implicit method is tried again once it has lost.
 _FIRST_LOOK, _FIRST_LOOK_OF_FEW, _LOOK, _PATIENCE = 32, 512, 16, 32
-_FEW = 16
+_FEW = 64
 # Failures in a row after which the explicit method takes over.
 _HOPELESS = 8
-# Share of the stability limit above which the explicit step may soon be limited by it.
-_BORDER = 0.15
+# Share of the stability limit above which the explicit step is, or will soon be, limited by it, and share of the
+# explicit method's cost that the implicit one may have.
+_BORDER, _GAIN = 0.2, 0.7
 # Largest lambda / s for which differences of gradients are exact enough to stand for products with H.
 _DIFFERENCES = 3e4
 _ROOT = 1.4901161193847656e-08  # of the spacing of double precision
@@ -497,7 +498,7 @@ def _look(tableau, state, stiff):
     numbers[COST_MARK], rates[TIME_MARK] = cost, state.clock[T]
     numbers[NEXT_LOOK] = counters[ACCEPTED] + counters[REJECTED] + _LOOK
     if numbers[IMPLICIT]:
-        if rate <= rates[EXPLICIT_COST]:
+        if rate <= rates[ALLOWED_COST]:
             return False
         _go_explicit(state, stiff)
         return True
@@ -505,7 +506,7 @@ def _look(tableau, state, stiff):
         numbers[COLLECTING] = numbers[HELD] = 0
         return False
     if numbers[HELD] == stiff.times.size:
-        rates[EXPLICIT_COST] = rate
+        rates[ALLOWED_COST] = _GAIN * rate
         _go_implicit(state, stiff)
         return True
     numbers[COLLECTING] = 1
