@@ -131,47 +131,54 @@ def krylov(c: Counted, theta: Array, b: Array, wanted: list[Callable[[Array], Ar
         before.append(now)
         if m > 2:
             past = before[m - 2 - m // 8]
-            if all(np.linalg.norm(x - np.pad(y, (0, m - y.size))) < most for x, y in zip(now, past)):
+            if all(
+                np.linalg.norm(x - np.pad(y, (0, m - y.size))) < most for x, y in zip(now, past, strict=True)
+            ):
                 break
         beside.append(float(np.linalg.norm(w)))
         basis.append(w / beside[-1])
     return [np.array(basis[:m]).T @ x for x in now]
 
 
-def exprb(order: int) -> Callable[[Counted, Array, float, float], Array]:
+def weight(h: float, *terms: tuple[int, float, float]) -> Callable[[Array], Array]:
+    """The function z -> h sum a phi_k(-x h z) of terms (k, a, x)."""
+    return lambda z: h * sum(a * phi(k, -x * h * z) for k, a, x in terms)
+
+
+def remainder(c: Counted, theta: Array, f: Array, u: Array) -> Array:
+    return c.field(0.0, u) - f + c.product(theta, u - theta)
+
+
+def exprb43_step(c: Counted, theta: Array, h: float, most: float) -> tuple[Array, Array]:
+    f = c.field(0.0, theta)
+    half, whole = krylov(c, theta, f, [weight(h, (1, 0.5, 0.5)), weight(h, (1, 1, 1))], most)
+    d = remainder(c, theta, f, theta + half)
+    wanted = [weight(h, (1, 1, 1)), weight(h, (3, 16, 1)), weight(h, (4, -48, 1))]
+    stage, low, high = krylov(c, theta, d, wanted, most)
+    d = remainder(c, theta, f, theta + whole + stage)
+    last, error = krylov(c, theta, d, [weight(h, (3, -2, 1), (4, 12, 1)), weight(h, (4, 12, 1))], most)
+    return theta + whole + low + high + last, high + error
+
+
+def exprb53_step(c: Counted, theta: Array, h: float, most: float) -> tuple[Array, Array]:
+    f = c.field(0.0, theta)
+    wanted = [weight(h, (1, 0.5, 0.5)), weight(h, (1, 0.9, 0.9)), weight(h, (1, 1, 1))]
+    half, far, whole = krylov(c, theta, f, wanted, most)
+    d = remainder(c, theta, f, theta + half)
+    inner = weight(h, (3, 27 / 25, 0.5), (3, 729 / 125, 0.9))
+    wanted = [inner, weight(h, (3, 18, 1), (4, -60, 1)), weight(h, (3, 8, 1))]
+    stage, main, low = krylov(c, theta, d, wanted, most)
+    d = remainder(c, theta, f, theta + far + stage)
+    (last,) = krylov(c, theta, d, [weight(h, (3, -250 / 81, 1), (4, 500 / 27, 1))], most)
+    return theta + whole + main + last, main + last - low
+
+
+def exprb(step: Callable[..., tuple[Array, Array]]) -> Callable[[Counted, Array, float, float], Array]:
     def solve(c: Counted, theta: Array, rtol: float, atol: float) -> Array:
         t, h = 0.0, 0.1
         while t < END:
             h = min(h, END - t)
-            most = 0.1 * rtol * float(np.linalg.norm(theta))
-            f = c.field(t, theta)
-
-            def one(k: int, a: float, x: float = 1.0, h: float = h) -> Callable[[Array], Array]:
-                return lambda z: a * h * phi(k, -x * h * z)
-
-            def remainder(u: Array, f: Array = f, theta: Array = theta) -> Array:
-                return c.field(t, u) - f + c.product(theta, u - theta)
-
-            def both(a: float, b: float, h: float = h) -> Callable[[Array], Array]:
-                return lambda z: h * (a * phi(3, -h * z) + b * phi(4, -h * z))
-
-            if order == 4:
-                half, whole = krylov(c, theta, f, [one(1, 0.5, 0.5), one(1, 1.0)], most)
-                d = remainder(theta + half)
-                stage, low, high = krylov(c, theta, d, [one(1, 1.0), one(3, 16.0), one(4, -48.0)], most)
-                d = remainder(theta + whole + stage)
-                last, error = krylov(c, theta, d, [both(-2.0, 12.0), one(4, 12.0)], most)
-                new, error = theta + whole + low + high + last, high + error
-            else:
-                steps = [one(1, 0.5, 0.5), one(1, 0.9, 0.9), one(1, 1.0)]
-                half, most_of, whole = krylov(c, theta, f, steps, most)
-                d = remainder(theta + half)
-                stage = [lambda z: 27 / 25 * h * phi(3, -h * z / 2) + 729 / 125 * h * phi(3, -0.9 * h * z)]
-                inner, main, low = krylov(c, theta, d, [*stage, both(18.0, -60.0), one(3, 8.0)], most)
-                d = remainder(theta + most_of + inner)
-                (last,) = krylov(c, theta, d, [both(-250 / 81, 500 / 27)], most)
-                new = theta + whole + main + last
-                error = main + last - low
+            new, error = step(c, theta, h, 0.1 * rtol * float(np.linalg.norm(theta)))
             size = norm(error, theta, new, rtol, atol)
             if size <= 1:
                 t, theta = t + h, new
@@ -181,7 +188,7 @@ def exprb(order: int) -> Callable[[Counted, Array, float, float], Array]:
     return solve
 
 
-CANDIDATES = {"rkc2": rkc2, "exprb43": exprb(4), "exprb53": exprb(5)}
+CANDIDATES = {"rkc2": rkc2, "exprb43": exprb(exprb43_step), "exprb53": exprb(exprb53_step)}
 
 
 # ---- who takes part ----------------------------------------------------------------------------------------
@@ -242,6 +249,16 @@ def by_cvode(with_product: bool) -> Callable[..., tuple[Array, dict[str, int]]]:
     return solve
 
 
+def measure(
+    solve: Any, case: tuple[Any, Any, Array], reference: Array, rtol: float, seconds: list[float]
+) -> dict[str, Any]:
+    start = time.perf_counter()
+    end, counts = solve(case, rtol)
+    seconds.append(time.perf_counter() - start)
+    error = float(np.linalg.norm(end - reference) / np.linalg.norm(reference))
+    return {"rtol": rtol, "error": error, **{name: int(count) for name, count in counts.items()}}
+
+
 def main() -> None:
     options = common.options(__doc__ or "")
     ours = {name: by_gflow(name) for name in ("auto", "bdf")}
@@ -253,7 +270,7 @@ def main() -> None:
     others = {name: by_candidate(name) for name in CANDIDATES}
     others |= {f"scipy {name}": by_scipy(name) for name in ("LSODA", "BDF", "Radau")}
     rtols = (1e-3, 1e-5) if options.quick else (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
-    rounds = 1 if options.quick else 5
+    rounds = 1 if options.quick else 3
     results: dict[str, Any] = {}
     with threadpool_limits(1):
         for size in (16,) if options.quick else (16, 50):
@@ -261,21 +278,20 @@ def main() -> None:
             reference = gflow.flow(*case, END, method="dop853", rtol=1e-12, max_steps=10**7).end
             rows = []
 
-            def measure(name: str, solve: Any, rtol: float, seconds: list[float]) -> dict[str, Any]:
-                start = time.perf_counter()
-                end, counts = solve(case, rtol)
-                seconds.append(time.perf_counter() - start)
-                error = float(np.linalg.norm(end - reference) / np.linalg.norm(reference))
-                return {"method": name, "rtol": rtol, "error": error, **counts}
-
             interleaved = ours | peers
-            for name, solve in interleaved.items():
-                measure(name, solve, 1e-2, [])  # compile and warm up
+            for solve in interleaved.values():
+                measure(solve, case, reference, 1e-2, [])  # compile and warm up
             for rtol in rtols:
                 seconds: dict[str, list[float]] = {name: [] for name in interleaved}
                 for _ in range(rounds):
-                    found = {n: measure(n, solve, rtol, seconds[n]) for n, solve in interleaved.items()}
-                rows += [{**row, "ms": 1e3 * statistics.median(seconds[n])} for n, row in found.items()]
+                    found = {
+                        n: measure(solve, case, reference, rtol, seconds[n])
+                        for n, solve in interleaved.items()
+                    }
+                rows += [
+                    {"method": n, **row, "ms": 1e3 * statistics.median(seconds[n])}
+                    for n, row in found.items()
+                ]
                 for row in rows[-len(found) :]:
                     print(size, row, flush=True)
             for name, solve in others.items() if size == 16 else ():
@@ -283,7 +299,8 @@ def main() -> None:
                     rtols[:2] if options.quick else rtols[: 4 if "43" in name or name == "rkc2" else 6]
                 ):
                     once: list[float] = []
-                    rows.append({**measure(name, solve, rtol, once), "ms": 1e3 * once[0]})
+                    row = measure(solve, case, reference, rtol, once)
+                    rows.append({"method": name, **row, "ms": 1e3 * once[0]})
                     print(size, rows[-1], flush=True)
             results[f"width {size}"] = rows
     common.write(options.out, results)
