@@ -77,7 +77,7 @@ _FEW = 64
 _HOPELESS = 8
 # Share of the stability limit above which the explicit step is, or will soon be, limited by it, and share of the
 # explicit method's cost that the implicit one may have.
-_BORDER, _GAIN = 0.2, 0.7
+_BORDER, _GAIN = 0.15, 0.8
 # Largest lambda / s for which differences of gradients are exact enough to stand for products with H.
 _DIFFERENCES = 3e4
 _ROOT = 1.4901161193847656e-08  # of the spacing of double precision
