@@ -65,7 +65,10 @@ ALLOWED_COST, TIME_MARK, LARGEST, EXPLICIT_H = range(4)
 HIGHEST = 6  # order; the interpolating polynomial has this degree
 _KEPT = HIGHEST + 2  # states that the error estimate of one order more needs, besides the new one
 _MOST_ITERATIONS = 10_000
-# Error of the linear solve in units of the step's tolerance.
+# Share of the tolerance that an implicit step may err by: along a plateau its errors, unlike those of an explicit
+# step that stability cuts short, are as large as allowed, and grow as the flow escapes.
+_SHARE = 0.2
+# Error of the linear solve in units of that.
 _SOLVED = 0.3
 # How much shorter a step is taken than the error would allow, and what a change of order must gain.
 _SAFETY, _RELUCTANCE = 1.3, 0.95
@@ -340,7 +343,7 @@ def _factor(stiff, s, order):
 
 @kernel
 def _error(stiff, s, order, theta, theta_new, rtol, atol):
-    """Error of the formula of another order at s, in units of the tolerance."""
+    """Error of the formula of another order at s, in units of what is allowed."""
     count, weights, off = order + 1, stiff.weights, stiff.trial
     if count > stiff.numbers[HELD]:
         return np.inf
@@ -349,14 +352,14 @@ def _error(stiff, s, order, theta, theta_new, rtol, atol):
     for i in range(off.size):
         off[i] = theta_new[i] - off[i]
     square = explicit._squared_norm(off, theta, theta_new, rtol, atol)
-    return _factor(stiff, s, order) * np.sqrt(square / off.size)
+    return _factor(stiff, s, order) * np.sqrt(square / off.size) / _SHARE
 
 
 @kernel
 def attempt(gradient, hvp, t, h, data, dims, work, counters, stiff, order, theta, theta_new, rtol, atol):
     """One step of an order from the history; the result stands in ``theta_new``; return its error.
 
-    In units of the tolerance; infinite if the step is too long for the linear solve.
+    In units of what is allowed; infinite if the step is too long for the linear solve.
     """
     size = theta.size
     shift = predict(gradient, t, h, data, dims, work, stiff, order)
@@ -368,12 +371,12 @@ def attempt(gradient, hvp, t, h, data, dims, work, counters, stiff, order, theta
         x = atol[i] + rtol * abs(theta[i])
         unit += 1.0 / (x * x)
     unit = np.sqrt(unit) / size
-    if not correct(gradient, hvp, t + h, data, dims, work, counters, stiff, shift, _SOLVED / unit):
+    if not correct(gradient, hvp, t + h, data, dims, work, counters, stiff, shift, _SOLVED * _SHARE / unit):
         return np.inf
     for i in range(size):
         theta_new[i] = stiff.guess[i] + stiff.correction[i]
     square = explicit._squared_norm(stiff.correction, theta, theta_new, rtol, atol)
-    return _factor(stiff, np.log1p(h / t), order) * np.sqrt(square / size)
+    return _factor(stiff, np.log1p(h / t), order) * np.sqrt(square / size) / _SHARE
 
 
 @kernel
@@ -435,11 +438,16 @@ def store_dense(state, stiff, output):
     output.dense_times[place, 0], output.dense_times[place, 1] = begin, h
     out, count, weights = output.dense[place], _CHEBYSHEV.size, stiff.weights
     out[:] = 0.0
-    for q in range(count):
+    out[0] = state.theta_before
+    for q in range(1, count):
         s = np.log1p((begin + _CHEBYSHEV[q] * h - newest) / newest)
         _value_weights(stiff.nodes, order + 1, s, weights, 2)
         _mix(stiff.states, order + 1, weights, 2, stiff.trial)
-        for d in range(count):
+        for i in range(out.shape[1]):
+            stiff.trial[i] -= state.theta_before[
+                i
+            ]  # the coefficients are large and would magnify its rounding
+        for d in range(1, count):
             a = _TO_POWERS[d, q]
             for i in range(out.shape[1]):
                 out[d, i] += a * stiff.trial[i]

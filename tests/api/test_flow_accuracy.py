@@ -30,8 +30,7 @@ def errors(case, method, rtol):
 def test_flow_equals_the_closed_form_to_the_tolerance(solved, method):
     measured = np.array([errors(solved, method, rtol) for rtol in RTOLS])
     units = measured / RTOLS[:, None]
-    most = 100 if method == "bdf" else 30  # it takes many more steps, each with its own error
-    assert units.max() <= most, units
+    assert units.max() <= 30, units
     for error in measured.T:
         # below a few hundred roundings the tolerance no longer rules
         ruled = error > 300 * np.finfo(float).eps
