@@ -26,17 +26,19 @@ from gflow._run import (
     trajectory_or_none,
     versions,
 )
-from gflow.kernels import explicit, piecewise, tableaus
+from gflow.kernels import explicit, piecewise, stiff, tableaus
 from gflow.limit import FIRST_LOOK, NEXT_LOOK, Seeker, of_piecewise
 from gflow.objective import Objective
-from gflow.trajectory import Events, Limit, Status, Steps, Trajectory
+from gflow.trajectory import Events, Limit, Methods, Status, Steps, Trajectory
 
-METHODS = {"tsit5": tableaus.tsit5, "dop853": tableaus.dop853}
+EXPLICIT = {"tsit5": tableaus.tsit5, "dop853": tableaus.dop853}
+METHODS = (*EXPLICIT, "bdf")
 _MANY_PAIRS = 2000
 # What a continued run takes over from the pattern; the rest follows from it.
 _PATTERN = ("mode", "numbers", "share", "rate", "scales")
 _HISTORY_BLOCK = 4096
 _DENSE_BLOCK_BYTES = 2**25
+_NEW_METHOD_STEPS = 16
 
 
 def flow(
@@ -71,10 +73,12 @@ def flow(
         Increasing times ≥ 0 at which to save the state; one number t saves 0 and t.  Saving more
         times does not change the steps.  The last may be ``np.inf``: the limit of the flow, from a state
         close enough to tell; ``trajectory.limit`` says what it is and bounds what is left.
-    method : {"auto", "tsit5", "dop853"}
-        Runge-Kutta pair of order 5(4) or 8(5,3).  ``"auto"`` takes Tsit5 for rtol ≥ 1e-6 and DOP853
-        below, and Tsit5 for ReLU networks of more than 2,000 neuron-sample pairs, whose events cut the
-        steps short; ``trajectory.spec["method"]`` says which.
+    method : {"auto", "tsit5", "dop853", "bdf"}
+        Runge-Kutta pair of order 5(4) or 8(5,3); or, for stiff problems, backward differentiation formulas of
+        order up to 6 with conjugate gradients, begun by a few steps of such a pair.  ``"auto"`` takes
+        Tsit5 for rtol ≥ 1e-6 and DOP853 below, and goes over to BDF, and back, where that costs fewer gradients
+        per unit of time; ``trajectory.methods`` says when.  ReLU networks, and models without ``hvp``, stay
+        with the pair; Tsit5 at more than 2,000 neuron-sample pairs, whose events cut the steps short.
     rtol : float
         Relative tolerance of one step, per parameter.
     atol : float, optional
@@ -149,16 +153,12 @@ def flow(
         rtol = _rtol(rtol)
         atol = _default_atol(objective, theta, rtol) if atol is None else positive("atol", atol)
         one_of("method", method, ("auto", *METHODS))
-        if method == "auto":
-            many = (
-                events and getattr(model, "piecewise", False) and model.width * len(problem.X) > _MANY_PAIRS
-            )
-            method = "tsit5" if rtol >= 1e-6 or many else "dop853"
-        tableau = METHODS[method]()
+        method = _method(objective, method, rtol, events)
+        tableau = EXPLICIT[_pair(method, rtol)]()
         state = explicit.new_state(theta, 0.0, tableau)
     else:
         theta, method, rtol, atol = _continued(objective, theta0, start, method, rtol, atol)
-        tableau = METHODS[method]()
+        tableau = EXPLICIT[_pair(method, rtol)]()
         state = explicit.State._make(start.state[name].copy() for name in explicit.State._fields)
     state.clock[explicit.REST] = FIRST_LOOK if to_limit else (rest or 0.0)
     located = events and hasattr(model, "piecewise")
@@ -166,11 +166,12 @@ def flow(
         raise ValueError(
             "events must be False for a network with first_depth > 1: there one neuron's kink moves all others"
         )
-    kind = _PiecewiseFlow if located else _Flow
+    kind = _PiecewiseFlow if located else _Flow if method in EXPLICIT else _StiffFlow
     objective.gradient(
         state.theta
     )  # what is wrong with a user's kernel shows here: compiled code cannot raise
-    run = kind(objective, tableau, state, times, rtol, atol, dense, None if start is None else start.state)
+    before = None if start is None else start.state
+    run = kind(objective, method, tableau, state, times, rtol, atol, dense, before)
     watch = Watch(objective, observers, stop, run.now)
     spec = {
         "model": model, "problem": problem, "theta0": theta, "t": times, "method": method, "rtol": rtol,
@@ -201,10 +202,11 @@ class _Flow:
     verb = "flow"
 
     def __init__(
-        self, objective: Objective, tableau: tableaus.Tableau, state: explicit.State,
+        self, objective: Objective, method: str, tableau: tableaus.Tableau, state: explicit.State,
         times: Array, rtol: float, atol: float, dense: bool, before: dict[str, Array] | None = None,
     ) -> None:  # fmt: skip
         self.objective, self.tableau, self.state, self.times = objective, tableau, state, times
+        self.methods = [(float(state.clock[explicit.T]), method)]
         self.rtol, self.atol = rtol, np.full(objective.size, atol)
         refuse_if_too_large("t", "states to be saved", len(times) * (objective.size + 1) * 8)
         self.theta, self.dissipation = np.empty((len(times), objective.size)), np.empty(len(times))
@@ -223,8 +225,7 @@ class _Flow:
         self._new_history()
         self._new_dense()
         if before is not None and dense and state.clock[explicit.H_BEFORE] > 0:
-            o = objective
-            explicit.store_dense(o.gradient_kernel, o.data, o.dims, o.work, tableau, state, self.output())
+            self._store_dense()
 
     @property
     def steps(self) -> int:
@@ -263,15 +264,27 @@ class _Flow:
         self.history.append(np.empty((_HISTORY_BLOCK * min(2 ** len(self.history), 64), 3)))
         self.cursor[explicit.HISTORY] = 0
 
+    @property
+    def _degree(self) -> int:
+        """Degree of the stored polynomials."""
+        return self.tableau.interpolant.shape[1]
+
+    def _store_dense(self) -> None:
+        """Keep the step in which the trajectory that is continued came to its end."""
+        o = self.objective
+        explicit.store_dense(
+            o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, self.output()
+        )
+
     def _new_dense(self) -> None:
-        degree, size = self.tableau.interpolant.shape[1], self.objective.size
+        degree, size = self._degree, self.objective.size
         rows = 0
         if self.keep_dense:
             rows = int(np.clip(_DENSE_BLOCK_BYTES // (8 * (degree + 1) * size), 1, 1024))
             needed, free = 8 * rows * (degree + 1) * size, available_memory()
             if free is not None and needed > 0.8 * free:
                 raise MemoryError
-        self.dense.append((np.empty((rows, 2)), np.empty((rows, degree + 1, size))))
+        self.dense.append((np.empty((rows, 2)), np.zeros((rows, degree + 1, size))))
         self.cursor[explicit.DENSE] = 0
 
     def advance(self, budget: int, max_steps: int) -> Status | None:
@@ -294,10 +307,10 @@ class _Flow:
 
     def _look_for_limit(self) -> Status | None:
         """Save the limit at t = inf if it can be told from here; else go on to where the flow is slower."""
-        clock, stages = self.state.clock, self.state.stages
+        clock = self.state.clock
         if self.seeker is None:
             self.seeker = self._new_seeker()
-        speed, part = float(np.linalg.norm(stages[0])), float(clock[explicit.REST])
+        speed, part = math.sqrt(self.state.slopes[0]), float(clock[explicit.REST])
         found = self.seeker.look(self.t, self.now, speed, part)
         if found is None:
             clock[explicit.REST] *= NEXT_LOOK
@@ -387,10 +400,76 @@ class _Flow:
             t=t, theta=theta, outcome=outcome, dissipation=dissipation,
             observed=watch.arrays(len(t)),
             counts={name: int(counters[i]) for name, i in names.items()},
-            steps=Steps(history[:, 0], history[:, 1], history[:, 2] > 0), limit=self.limit, dense=dense,
-            checkpoints=checkpoints, state=self.state._asdict(),
+            steps=Steps(history[:, 0], history[:, 1], history[:, 2] > 0), methods=Methods.of(self.methods),
+            limit=self.limit, dense=dense, checkpoints=checkpoints, state=self.state._asdict(),
             versions=versions(), recorded_spec=spec, solve=flow,
         )  # fmt: skip
+
+
+class _StiffFlow(_Flow):
+    """An integration that may take implicit steps."""
+
+    def __init__(
+        self, objective: Objective, method: str, tableau: tableaus.Tableau, state: explicit.State,
+        times: Array, rtol: float, *more: Any,
+    ) -> None:  # fmt: skip
+        self.kind = stiff.AUTO if method == "auto" else stiff.BDF
+        self.pair = _pair(method, rtol)
+        self.stiff = stiff.new_stiff(objective.size) if self.kind == stiff.BDF else None
+        self.switched = False
+        before = more[-1]
+        if before is not None and "stiff_numbers" in before:
+            self.stiff = stiff.new_stiff(objective.size)
+            for name in stiff.KEPT:
+                getattr(self.stiff, name)[:] = before[f"stiff_{name}"]
+        if self.kind == stiff.BDF:
+            objective.hvp(state.theta, state.theta)  # what is wrong with it shows here
+        super().__init__(objective, self._name, tableau, state, times, rtol, *more)
+
+    @property
+    def _implicit(self) -> bool:
+        return self.stiff is not None and bool(self.stiff.numbers[stiff.IMPLICIT])
+
+    @property
+    def _name(self) -> str:
+        return "bdf" if self._implicit else self.pair
+
+    @property
+    def _degree(self) -> int:
+        return max(super()._degree, stiff.DENSE_DEGREE)
+
+    def _store_dense(self) -> None:
+        if self.stiff is not None and self.stiff.numbers[stiff.LAST_IMPLICIT]:
+            stiff.store_dense(self.state, self.stiff, self.output())
+        else:
+            super()._store_dense()
+
+    def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
+        o = self.objective
+        if self.stiff is None:  # few steps must not pay for what they do not need
+            wait = stiff.first_look(o.size) - self.steps
+            if wait > 0:
+                return super()._advance(output, min(budget, wait), max_steps)
+            self.stiff = stiff.new_stiff(o.size)
+        if self.switched:  # these steps cost otherwise than those from which the budget is
+            budget = min(budget, _NEW_METHOD_STEPS)
+        code: int = stiff.advance(
+            o.gradient_kernel, o.hvp_kernel, o.data, o.dims, o.work, self.tableau, self.state, self.stiff,
+            output, self.kind, self.rtol, self.atol, budget, max_steps,
+        )  # fmt: skip
+        self.switched = self._name != self.methods[-1][1]
+        if self.switched:
+            self.methods.append((self.t, self._name))
+        return code
+
+    def trajectory(self, outcome: Status, watch: Watch, spec: dict[str, Any]) -> Trajectory:
+        """The trajectory as far as it has come, with what it takes to go on with its method."""
+        made = super().trajectory(outcome, watch, spec)
+        if self.stiff is None:
+            return made
+        kept = {f"stiff_{name}": getattr(self.stiff, name) for name in stiff.KEPT}
+        products = int(self.stiff.numbers[stiff.PRODUCTS])
+        return replace(made, state={**made.state, **kept}, counts={**made.counts, "products": products})
 
 
 class _PiecewiseFlow(_Flow):
@@ -470,6 +549,24 @@ class _PiecewiseFlow(_Flow):
         kept = {name: getattr(self.pattern, name) for name in _PATTERN}
         state: dict[str, Any] = {**made.state, **kept, "pending": pending}
         return replace(made, events=events, state=state, checkpoints=None)
+
+
+def _method(objective: Objective, method: str, rtol: float, events: bool) -> str:
+    """The method to be recorded: ``"auto"`` only where it may change on the way."""
+    model, problem = objective.model, objective.problem
+    smooth = not hasattr(model, "piecewise")
+    if method == "bdf" and not (smooth and objective.has("hvp")):
+        lack = "has no hvp" if smooth else "is not smooth"
+        raise ValueError(f'method "bdf" needs a smooth model with hvp; {type(model).__name__} {lack}')
+    if method != "auto" or (smooth and objective.has("hvp")):
+        return method
+    many = events and getattr(model, "piecewise", False) and model.width * len(problem.X) > _MANY_PAIRS
+    return "tsit5" if many else _pair(method, rtol)
+
+
+def _pair(method: str, rtol: float) -> str:
+    """The explicit pair of a method."""
+    return method if method in EXPLICIT else "tsit5" if rtol >= 1e-6 else "dop853"
 
 
 def _times(t: ArrayLike, start: Trajectory | None) -> Array:

@@ -240,7 +240,10 @@ class Seeker:
         power = float(powers[-1])
         if power <= 1.0 + _POWER_CHANGE:
             return view.theta, Limit("none", np.inf, exponent=power, lowest=view.lowest, reached=view.t)
-        ends = [v.theta - self._gradient(v.theta) * v.t / (power - 1.0) for v in seen[-2:]]
+        ends = []
+        for a, b in ((seen[-3], seen[-2]), (seen[-2], seen[-1])):
+            fallen = (b.t / a.t) ** (1.0 - power)
+            ends.append((b.theta - fallen * a.theta) / (1.0 - fallen))
         # the one before is further from the limit than the last is
         bound = float(np.linalg.norm(ends[1] - ends[0])) + abs(float(np.ptp(powers))) / (power - 1.0) * float(
             np.linalg.norm(ends[1] - view.theta)

@@ -59,6 +59,18 @@ class Steps(NamedTuple):
     accepted: NDArray[np.bool_]
 
 
+class Methods(NamedTuple):
+    """Which method went on from which time: ``t`` (M,) and ``name`` (M,)."""
+
+    t: Array
+    name: NDArray[np.str_]
+
+    @classmethod
+    def of(cls, table: list[tuple[float, str]]) -> Methods:
+        """From pairs of time and name."""
+        return cls(np.array([t for t, _ in table]), np.array([name for _, name in table]))
+
+
 class Events(NamedTuple):
     """What happened at the kinks of a ReLU network, in order, each (E,).
 
@@ -137,6 +149,8 @@ class Trajectory:
         Accepted and rejected steps, gradients.
     steps : Steps or None
         History of attempted steps; None for gradient descent.
+    methods : Methods or None
+        Methods of the flow and when each took over; None for gradient descent.
     events : Events or None
         Events at kinks; None where the flow has none or they were not located.
     limit : Limit or None
@@ -156,6 +170,7 @@ class Trajectory:
     outcome: Status
     counts: dict[str, int]
     steps: Steps | None = field(default=None, repr=False)
+    methods: Methods | None = field(default=None, repr=False)
     events: Events | None = field(default=None, repr=False)
     limit: Limit | None = field(default=None, repr=False)
     observed: dict[str, Array] = field(default_factory=dict, repr=False)
@@ -369,6 +384,7 @@ class Trajectory:
             "t": self.t, "theta": self.theta, "dissipation": self.dissipation,
             "loss": self.recorded_loss if self._loaded else self._loss_or_none(), "state": self.state, "observed": self.observed,
             "steps": None if self.steps is None else tuple(self.steps),
+            "methods": None if self.methods is None else tuple(self.methods),
             "events": None if self.events is None else tuple(self.events),
             "limit": None if self.limit is None else list(self.limit),
             "dense": self.dense, "checkpoints": self.checkpoints,
@@ -389,10 +405,11 @@ def read(path: str | Path) -> Trajectory:
     """
     parts, spec = _record.read(Path(path))
     code, message, notes = parts["outcome"]
-    steps = parts["steps"]
+    steps, methods = parts["steps"], parts.get("methods")
     return Trajectory(
         t=parts["t"], theta=parts["theta"], outcome=Status(code, message, tuple(notes)),
         counts=parts["counts"], steps=None if steps is None else Steps(*steps),
+        methods=None if methods is None else Methods(*methods),
         events=None if parts["events"] is None else Events(*parts["events"]),
         limit=None if parts["limit"] is None else Limit(*parts["limit"]),
         observed=parts["observed"], dissipation=parts["dissipation"],

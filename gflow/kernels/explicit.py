@@ -441,6 +441,14 @@ def _start(gradient, data, dims, work, tableau, state, rtol, atol):
 
 
 @kernel
+def at_rest(state):
+    """Whether the speed has fallen to the part of its largest value at which to stop."""
+    clock, square = state.clock, state.slopes[0]
+    clock[STEEPEST] = max(clock[STEEPEST], square)
+    return clock[REST] > 0.0 and square <= clock[REST] * clock[REST] * clock[STEEPEST]
+
+
+@kernel
 def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budget, max_steps):
     """Integrate until all times are saved, or as far as it goes; return why it came back.
 
@@ -487,8 +495,7 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
         counters[FRESH] = SETTLED
         if not np.isfinite(slopes[0]):
             return NON_FINITE
-        clock[STEEPEST] = max(clock[STEEPEST], slopes[0])
-        if clock[REST] > 0.0 and slopes[0] <= clock[REST] * clock[REST] * clock[STEEPEST]:
+        if at_rest(state):
             return AT_REST
         t, h = clock[T], clock[H]
         if t + 0.1 * h == t:

@@ -1,0 +1,671 @@
+"""Stiff gradient flow: variable-order BDF whose linear systems are solved by conjugate gradients.
+
+Near the end of training the fastest modes have long settled and only limit an explicit step.  The
+backward differentiation formulas of order 1 to 6, with coefficients for any spacing of the steps, take
+steps as long as the accuracy allows.  The Jacobian of a gradient flow is -H with H symmetric: the one
+linear system of a step, (H + s I) x = r, costs a gradient or Hessian-vector product per iteration of
+conjugate gradients, with no basis to store and nothing to orthogonalise.
+
+The linearisation is made at a prediction one order above the formula's, and the correction is needed only
+to a fraction of the tolerance, so a handful of iterations and no second Newton step do.  (Exponential
+Rosenbrock methods must compute the whole increment of a step to the tolerance, several times a step.)
+
+The loop is that of ``explicit``, whose state it shares, and starts with its steps: they fill the history
+from which the formula goes on at once at high order.  With ``AUTO`` it goes over when stability limits the
+explicit step, and returns when that has become the cheaper of the two per unit of time.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gflow.kernels import explicit
+from gflow.kernels.abi import kernel
+from gflow.kernels.explicit import (
+    ACCEPTED,
+    BLOCK_FULL,
+    DENSE,
+    DISSIPATION,
+    DISSIPATION_BEFORE,
+    FINISHED,
+    FRESH,
+    GRADIENTS,
+    H_BEFORE,
+    HISTORY,
+    MAX_STEPS,
+    MOVED,
+    NON_FINITE,
+    PAUSED,
+    REJECTED,
+    REJECTED_LAST,
+    SAVED,
+    STEP_TOO_SMALL,
+    T_BEFORE,
+    H,
+    T,
+)
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# What steps: only the implicit formula once it has its history, or whichever costs less.
+BDF, AUTO = range(2)
+
+# Places in Stiff.numbers ...
+(
+    IMPLICIT, LAST_IMPLICIT, HELD, ORDER, LAST_ORDER, AT_ORDER, PRODUCTS, COLLECTING, NEXT_LOOK, PATIENCE,
+    COST_MARK, FAILED,
+) = range(12)  # fmt: skip
+# ... and in Stiff.rates.
+ALLOWED_COST, TIME_MARK, LARGEST, EXPLICIT_H = range(4)
+
+HIGHEST = 6  # order; the interpolating polynomial has this degree
+_KEPT = HIGHEST + 2  # states that the error estimate of one order more needs, besides the new one
+_MOST_ITERATIONS = 10_000
+# Share of the tolerance that an implicit step may err by: along a plateau its errors, unlike those of an explicit
+# step that stability cuts short, are as large as allowed, and grow as the flow escapes.
+_SHARE = 0.2
+# Error of the linear solve in units of that.
+_SOLVED = 0.3
+# How much shorter a step is taken than the error would allow, and what a change of order must gain.
+_SAFETY, _RELUCTANCE = 1.3, 0.95
+# Steps before the first look at what limits them (of a network of a few parameters: nothing costs it much),
+# between the later ones, and before the implicit method is tried again once it has lost.
+_FIRST_LOOK, _FIRST_LOOK_OF_FEW, _LOOK, _PATIENCE = 32, 512, 16, 32
+_FEW = 64
+# Failures in a row after which the explicit method takes over.
+_HOPELESS = 8
+# Share of the stability limit above which the explicit step is, or will soon be, limited by it, and share of the
+# explicit method's cost that the implicit one may have.
+_BORDER, _GAIN = 0.15, 0.8
+# Largest lambda / s for which differences of gradients are exact enough to stand for products with H.
+_DIFFERENCES = 3e4
+_ROOT = 1.4901161193847656e-08  # of the spacing of double precision
+
+#: Degree in t of the stored polynomials.
+DENSE_DEGREE = 8
+_CHEBYSHEV = 0.5 - 0.5 * np.cos(np.pi * np.arange(DENSE_DEGREE + 1) / DENSE_DEGREE)
+_TO_POWERS = np.linalg.inv(np.vander(_CHEBYSHEV, increasing=True))  # values there to coefficients
+_GAUSS_NODES = 0.5 + 0.5 * np.polynomial.legendre.leggauss(HIGHEST + 1)[0]
+_GAUSS_WEIGHTS = 0.5 * np.polynomial.legendre.leggauss(HIGHEST + 1)[1]
+
+
+class Stiff(NamedTuple):
+    """What the loop needs besides ``explicit.State`` to go on."""
+
+    numbers: Ints  # see the places above
+    rates: Floats
+    times: Floats  # (K,): accepted times, newest first
+    nodes: Floats  # (K,): s = log(t / newest)
+    states: Floats  # (K, P)
+    guess: Floats  # (P,) scratch, as all below
+    slope: Floats  # gradient at the guess
+    residual: Floats
+    direction: Floats
+    product: Floats
+    correction: Floats
+    trial: Floats
+    weights: Floats  # (3, K + 1)
+    energy: Floats  # (iterations,)
+
+
+#: Fields of ``Stiff`` that a continuation needs; the rest is scratch.
+KEPT = ("numbers", "rates", "times", "nodes", "states")
+
+
+def first_look(size: int) -> int:
+    """Attempted steps of ``AUTO`` that are explicit in any case."""
+    return _FIRST_LOOK_OF_FEW if size < _FEW else _FIRST_LOOK
+
+
+def new_stiff(size: int) -> Stiff:
+    """What a run begins with."""
+    numbers = np.zeros(12, dtype=np.int64)
+    numbers[NEXT_LOOK] = first_look(size)
+    numbers[PATIENCE] = _PATIENCE
+    scratch = [np.zeros(size) for _ in range(7)]
+    return Stiff(
+        numbers, np.zeros(4), np.zeros(_KEPT), np.zeros(_KEPT), np.zeros((_KEPT, size)), *scratch,
+        np.zeros((3, _KEPT + 1)), np.zeros(_MOST_ITERATIONS),
+    )  # fmt: skip
+
+
+# ---- polynomials through the history -----------------------------------------------------------------------
+#
+# Their variable is s = log(t / t_0), t_0 the newest time: a stiff flow slows down like a power of t, and its steps
+# grow with t.  Where they are short against t, as at a late escape from a saddle, s is t but for a factor.
+
+
+@kernel
+def _nodes(stiff):
+    """Write s of the history to ``nodes``."""
+    newest = stiff.times[0]
+    for j in range(stiff.numbers[HELD]):
+        stiff.nodes[j] = np.log1p((stiff.times[j] - newest) / newest)
+
+
+@kernel
+def _value_weights(nodes, count, s, weights, row):
+    """Weights of the interpolant through nodes[:count] at s."""
+    for j in range(count):
+        x = 1.0
+        for i in range(count):
+            if i != j:
+                x *= (s - nodes[i]) / (nodes[j] - nodes[i])
+        weights[row, j] = x
+
+
+@kernel
+def _slope_weights(nodes, count, s, weights, row):
+    """Weights of the interpolant's derivative."""
+    for j in range(count):
+        total = 0.0
+        for l in range(count):
+            if l != j:
+                x = 1.0 / (nodes[j] - nodes[l])
+                for i in range(count):
+                    if i != j and i != l:
+                        x *= (s - nodes[i]) / (nodes[j] - nodes[i])
+                total += x
+        weights[row, j] = total
+
+
+@kernel
+def _mix(states, count, weights, row, out):
+    """out = sum_j weights[row, j] states[j]."""
+    n = out.size
+    a = weights[row, 0]
+    for i in range(n):
+        out[i] = a * states[0, i]
+    j = 1
+    while j + 2 <= count:  # two states a pass spare memory traffic
+        a, b = weights[row, j], weights[row, j + 1]
+        for i in range(n):
+            out[i] += a * states[j, i] + b * states[j + 1, i]
+        j += 2
+    if j < count:
+        a = weights[row, j]
+        for i in range(n):
+            out[i] += a * states[j, i]
+
+
+@kernel
+def _remember(stiff, t, theta):
+    """Put a state in front of the history."""
+    times, states, numbers = stiff.times, stiff.states, stiff.numbers
+    held = min(numbers[HELD], times.size - 1)
+    for j in range(held, 0, -1):
+        times[j] = times[j - 1]
+        for i in range(theta.size):
+            states[j, i] = states[j - 1, i]
+    times[0] = t
+    for i in range(theta.size):
+        states[0, i] = theta[i]
+    numbers[HELD] = held + 1
+    _nodes(stiff)
+
+
+# ---- one step ----------------------------------------------------------------------------------------------
+
+
+@kernel(fastmath={"reassoc"})
+def _inner(a, b):
+    total = 0.0
+    for i in range(a.size):
+        total += a[i] * b[i]
+    return total
+
+
+@kernel
+def _differences(slope, e, out):
+    for i in range(out.size):
+        out[i] = (out[i] - slope[i]) * e
+
+
+@kernel
+def _axpy(a, x, y, out):
+    """out = y + a x."""
+    for i in range(out.size):
+        out[i] = y[i] + a * x[i]
+
+
+@kernel(fastmath={"reassoc"})
+def _descend(a, shift, p, product, x, r):
+    """x += a p, r -= a (H p + shift p); return r r."""
+    total = 0.0
+    for i in range(x.size):
+        x[i] += a * p[i]
+        r[i] -= a * (product[i] + shift * p[i])
+        total += r[i] * r[i]
+    return total
+
+
+@kernel(fastmath={"reassoc"})
+def _turn(b, r, p):
+    """p = r + b p; return p p."""
+    total = 0.0
+    for i in range(p.size):
+        p[i] = r[i] + b * p[i]
+        total += p[i] * p[i]
+    return total
+
+
+@kernel
+def correct(gradient, hvp, t, data, dims, work, counters, stiff, shift, accuracy):
+    """Solve (H + shift) x = residual at the guess, x to ``correction``; return whether that went well.
+
+    It stops when the error of x in the Euclidean norm, estimated from the decrease of the energy over the
+    last iterations (Hestenes and Stiefel, 1952), is below ``accuracy``.  Where H + shift is not positive
+    definite, or the iteration does not converge, the step is too long.
+
+    A difference of gradients stands for the product H p: it costs half of an exact one, and its error,
+    1e-8 of the largest eigenvalue, only slows the correction, whose residual is exact; unless the shift is as small.
+    """
+    numbers, rates, energy, x = stiff.numbers, stiff.rates, stiff.energy, stiff.correction
+    theta, slope, trial = stiff.guess, stiff.slope, stiff.trial
+    r, p, product = stiff.residual, stiff.direction, stiff.product
+    size, largest, known = x.size, 0.0, rates[LARGEST]
+    for i in range(size):
+        x[i] = 0.0
+        p[i] = r[i]
+    square = _inner(r, r)
+    length, scale = square, np.sqrt(_inner(theta, theta))
+    limit = accuracy * accuracy * shift
+    for m in range(energy.size):
+        if length == 0.0:
+            return True
+        product[size - 1] = np.nan
+        if scale > 0.0 and _DIFFERENCES * shift > max(known, largest):
+            e = _ROOT * scale / np.sqrt(length)
+            _axpy(e, p, theta, trial)
+            gradient(t, trial, data, dims, work, product)
+            _differences(slope, 1.0 / e, product)
+            counters[GRADIENTS] += 1
+        else:
+            hvp(t, theta, p, data, dims, work, product)
+            numbers[PRODUCTS] += 1
+        curvature = _inner(p, product)
+        largest = max(largest, curvature / length)
+        curvature += shift * length
+        if not (curvature > 0.0 and curvature < np.inf):  # also NaN
+            return False
+        a = square / curvature
+        energy[m] = a * square
+        before, square = square, _descend(a, shift, p, product, x, r)
+        left = 0.0
+        for j in range(m - m // 6, m + 1):
+            left += energy[j]
+        if left <= limit:
+            rates[LARGEST] = max(largest, 0.5 * known)
+            return True
+        length = _turn(square / before, r, p)
+    return False
+
+
+@kernel
+def predict(gradient, t, h, data, dims, work, stiff, order):
+    """Guess at t + h, its gradient, and the formula's residual there; return its shift.
+
+    The formula says theta' = shift * theta + what the history gives.
+    """
+    nodes, states, weights, guess, r = stiff.nodes, stiff.states, stiff.weights, stiff.guess, stiff.residual
+    size, new = guess.size, np.log1p(h / t)
+    _value_weights(nodes, order + 1, new, weights, 0)
+    _mix(states, order + 1, weights, 0, guess)
+    _value_weights(nodes, order, new, weights, 1)
+    shift = 0.0
+    for j in range(order):
+        x = 1.0 / ((new - nodes[j]) * (t + h))  # ds / dt = 1 / t
+        shift += x
+        weights[1, j] *= x
+    stiff.slope[size - 1] = np.nan
+    gradient(t + h, guess, data, dims, work, stiff.slope)
+    for i in range(size):
+        r[i] = -stiff.slope[i]
+    for j in range(order):  # the slope of the polynomial through the guess, from small differences
+        a = weights[1, j]
+        for i in range(size):
+            r[i] -= a * (guess[i] - states[j, i])
+    return shift
+
+
+@kernel
+def _factor(stiff, s, order):
+    """Error of the formula of an order at s, relative to how far the prediction one order above is off."""
+    shift = 0.0
+    for j in range(order):
+        shift += 1.0 / (s - stiff.nodes[j])
+    return 1.0 / (shift * (s - stiff.nodes[order]))
+
+
+@kernel
+def _error(stiff, s, order, theta, theta_new, rtol, atol):
+    """Error of the formula of another order at s, in units of what is allowed."""
+    count, weights, off = order + 1, stiff.weights, stiff.trial
+    if count > stiff.numbers[HELD]:
+        return np.inf
+    _value_weights(stiff.nodes, count, s, weights, 2)
+    _mix(stiff.states, count, weights, 2, off)
+    for i in range(off.size):
+        off[i] = theta_new[i] - off[i]
+    square = explicit._squared_norm(off, theta, theta_new, rtol, atol)
+    return _factor(stiff, s, order) * np.sqrt(square / off.size) / _SHARE
+
+
+@kernel
+def attempt(gradient, hvp, t, h, data, dims, work, counters, stiff, order, theta, theta_new, rtol, atol):
+    """One step of an order from the history; the result stands in ``theta_new``; return its error.
+
+    In units of what is allowed; infinite if the step is too long for the linear solve.
+    """
+    size = theta.size
+    shift = predict(gradient, t, h, data, dims, work, stiff, order)
+    counters[GRADIENTS] += 1
+    if not np.isfinite(_inner(stiff.slope, stiff.slope)):
+        return np.nan
+    unit = 0.0  # of the tolerance, for an error whose direction does not know of the weights
+    for i in range(size):
+        x = atol[i] + rtol * abs(theta[i])
+        unit += 1.0 / (x * x)
+    unit = np.sqrt(unit) / size
+    if not correct(gradient, hvp, t + h, data, dims, work, counters, stiff, shift, _SOLVED * _SHARE / unit):
+        return np.inf
+    for i in range(size):
+        theta_new[i] = stiff.guess[i] + stiff.correction[i]
+    square = explicit._squared_norm(stiff.correction, theta, theta_new, rtol, atol)
+    return _factor(stiff, np.log1p(h / t), order) * np.sqrt(square / size) / _SHARE
+
+
+@kernel
+def _growth(error, order):
+    return 1.0 / (_SAFETY * error ** (1.0 / (order + 1)) + 1e-6)
+
+
+@kernel
+def _next_order(stiff, s, error, theta, theta_new, rtol, atol):
+    """Order whose next step may be longest, and that step's length relative to this one's."""
+    numbers = stiff.numbers
+    order = numbers[ORDER]
+    best, factor = order, _growth(error, order)
+    if order > 1:
+        x = _RELUCTANCE * _growth(_error(stiff, s, order - 1, theta, theta_new, rtol, atol), order - 1)
+        if x > factor:
+            best, factor = order - 1, x
+    if order < HIGHEST and numbers[AT_ORDER] > order:
+        x = _RELUCTANCE * _growth(_error(stiff, s, order + 1, theta, theta_new, rtol, atol), order + 1)
+        if x > factor:
+            best, factor = order + 1, x
+    return best, factor
+
+
+# ---- within the last step ----------------------------------------------------------------------------------
+
+
+@kernel
+def _dissipated(stiff, order, begin, end, scratch):
+    """Integral over t of |theta'|^2 of the interpolant from s = begin to end."""
+    total = 0.0
+    for q in range(_GAUSS_NODES.size):
+        s = begin + _GAUSS_NODES[q] * (end - begin)
+        _slope_weights(stiff.nodes, order + 1, s, stiff.weights, 2)
+        _mix(stiff.states, order + 1, stiff.weights, 2, scratch)
+        total += _GAUSS_WEIGHTS[q] * np.exp(-s) * _inner(scratch, scratch)  # dt (ds / dt)^2 = ds / t
+    return total * (end - begin) / stiff.times[0]
+
+
+@kernel
+def interpolate(state, stiff, t, out):
+    """Parameters, to ``out``, and dissipation at a time within the last implicit step.
+
+    The error of the interpolant between the ends is below the formula's at the end, whatever the stiffness.
+    """
+    order, newest = stiff.numbers[LAST_ORDER], stiff.times[0]
+    s = np.log1p((t - newest) / newest)
+    more = _dissipated(stiff, order, stiff.nodes[1], s, stiff.trial)
+    _value_weights(stiff.nodes, order + 1, s, stiff.weights, 2)
+    _mix(stiff.states, order + 1, stiff.weights, 2, out)
+    return state.clock[DISSIPATION_BEFORE] + more
+
+
+@kernel
+def store_dense(state, stiff, output):
+    """Keep the last implicit step as a polynomial in x = (t - t_step) / h that agrees at Chebyshev's points."""
+    place, order = output.cursor[DENSE], stiff.numbers[LAST_ORDER]
+    begin, h, newest = state.clock[T_BEFORE], state.clock[H_BEFORE], stiff.times[0]
+    output.dense_times[place, 0], output.dense_times[place, 1] = begin, h
+    out, count, weights = output.dense[place], _CHEBYSHEV.size, stiff.weights
+    out[:] = 0.0
+    out[0] = state.theta_before
+    for q in range(1, count):
+        s = np.log1p((begin + _CHEBYSHEV[q] * h - newest) / newest)
+        _value_weights(stiff.nodes, order + 1, s, weights, 2)
+        _mix(stiff.states, order + 1, weights, 2, stiff.trial)
+        for i in range(out.shape[1]):
+            stiff.trial[i] -= state.theta_before[
+                i
+            ]  # the coefficients are large and would magnify its rounding
+        for d in range(1, count):
+            a = _TO_POWERS[d, q]
+            for i in range(out.shape[1]):
+                out[d, i] += a * stiff.trial[i]
+    output.cursor[DENSE] += 1
+
+
+@kernel
+def _speed(stiff):
+    """|theta'|^2 of the interpolant at its end: the gradient there shows the errors of stiff components enlarged."""
+    _slope_weights(stiff.nodes, stiff.numbers[LAST_ORDER] + 1, 0.0, stiff.weights, 2)
+    _mix(stiff.states, stiff.numbers[LAST_ORDER] + 1, stiff.weights, 2, stiff.trial)
+    return _inner(stiff.trial, stiff.trial) / stiff.times[0] ** 2
+
+
+# ---- which method ------------------------------------------------------------------------------------------
+
+
+@kernel
+def _stiffness(tableau, state, scratch):
+    """h times the eigenvalue that the last two stages of an accepted explicit step show (both at its end)."""
+    last, h = tableau.sizes[0] - 1, state.clock[H_BEFORE]
+    explicit._combine(
+        scratch, state.theta_before, h, state.stages, tableau.source, tableau.weight, last - 1,
+        tableau.terms[last - 1],
+    )  # fmt: skip
+    slopes, places = 0.0, 0.0
+    for i in range(scratch.size):
+        slopes += (state.stages[last, i] - state.stages[last - 1, i]) ** 2
+        places += (state.theta[i] - scratch[i]) ** 2
+    return h * np.sqrt(slopes / places) if places > 0.0 else 0.0
+
+
+@kernel
+def _cost(state, stiff):
+    """What has been spent, in gradients: an exact product counts as two."""
+    return state.counters[GRADIENTS] + 2 * stiff.numbers[PRODUCTS]
+
+
+@kernel
+def _go_implicit(state, stiff):
+    numbers = stiff.numbers
+    numbers[IMPLICIT], numbers[COLLECTING], numbers[FAILED] = 1, 0, 0
+    numbers[ORDER], numbers[AT_ORDER] = HIGHEST - 1, 0
+    stiff.rates[EXPLICIT_H] = state.clock[H]
+
+
+@kernel
+def _go_explicit(state, stiff):
+    numbers, counters = stiff.numbers, state.counters
+    numbers[IMPLICIT] = numbers[HELD] = 0
+    numbers[NEXT_LOOK] = counters[ACCEPTED] + counters[REJECTED] + numbers[PATIENCE]
+    numbers[PATIENCE] *= 2
+    state.clock[H] = stiff.rates[EXPLICIT_H]
+    state.clock[explicit.ERROR_BEFORE] = 1.0
+    counters[FRESH], counters[REJECTED_LAST] = MOVED, 0
+
+
+@kernel
+def _look(tableau, state, stiff):
+    """Change the method if it is time to; return whether that was done."""
+    numbers, rates, counters = stiff.numbers, stiff.rates, state.counters
+    cost = _cost(state, stiff)
+    rate = (cost - numbers[COST_MARK]) / (state.clock[T] - rates[TIME_MARK])
+    numbers[COST_MARK], rates[TIME_MARK] = cost, state.clock[T]
+    numbers[NEXT_LOOK] = counters[ACCEPTED] + counters[REJECTED] + _LOOK
+    if numbers[IMPLICIT]:
+        if rate <= rates[ALLOWED_COST]:
+            return False
+        _go_explicit(state, stiff)
+        return True
+    if _stiffness(tableau, state, stiff.trial) < _BORDER * 0.75 * tableau.sizes[3]:
+        numbers[COLLECTING] = numbers[HELD] = 0
+        return False
+    if numbers[HELD] == stiff.times.size:
+        rates[ALLOWED_COST] = _GAIN * rate
+        _go_implicit(state, stiff)
+        return True
+    numbers[COLLECTING] = 1
+    numbers[NEXT_LOOK] += stiff.times.size - _LOOK
+    return False
+
+
+# ---- the loop ----------------------------------------------------------------------------------------------
+
+
+@kernel
+def _save(state, stiff, output):
+    """Save what lies within the last implicit step."""
+    cursor, times = output.cursor, output.times
+    while cursor[SAVED] < times.size and times[cursor[SAVED]] <= state.clock[T]:
+        place = cursor[SAVED]
+        if times[place] == state.clock[T]:
+            output.theta[place] = state.theta
+            output.dissipation[place] = state.clock[DISSIPATION]
+        else:
+            output.dissipation[place] = interpolate(state, stiff, times[place], output.theta[place])
+        cursor[SAVED] += 1
+    return cursor[SAVED] == times.size
+
+
+@kernel
+def _implicit_step(gradient, hvp, data, dims, work, state, stiff, output, rtol, atol):
+    """Attempt one step; return whether it was accepted."""
+    clock, counters, numbers = state.clock, state.counters, stiff.numbers
+    theta, theta_new, order = state.theta, state.theta_new, numbers[ORDER]
+    t, h = clock[T], clock[H]
+    s = np.log1p(h / t)
+    error = attempt(
+        gradient, hvp, t, h, data, dims, work, counters, stiff, order, theta, theta_new, rtol, atol
+    )
+    good = error <= 1.0  # false for NaN
+    history, row = output.history, output.cursor[HISTORY]
+    history[row, 0], history[row, 1], history[row, 2] = t, h, 1.0 if good else 0.0
+    output.cursor[HISTORY] += 1
+    if not good:
+        counters[REJECTED] += 1
+        numbers[FAILED] += 1
+        numbers[AT_ORDER] = 0
+        counters[REJECTED_LAST] = explicit._NOT_FINITE if np.isnan(error) else explicit._TOO_LARGE
+        if not error < np.inf:
+            clock[H] = 0.25 * h
+            return False
+        if order > 1 and _error(stiff, s, order - 1, theta, theta_new, rtol, atol) < error:
+            numbers[ORDER] = order - 1
+        clock[H] = h * max(0.25, 0.9 * error ** (-1.0 / (order + 1)))
+        return False
+    numbers[AT_ORDER] += 1
+    best, factor = _next_order(stiff, s, error, theta, theta_new, rtol, atol)
+    if counters[REJECTED_LAST]:
+        factor = min(factor, 1.0)
+    if best != order:
+        numbers[ORDER], numbers[AT_ORDER] = best, 0
+    numbers[LAST_IMPLICIT], numbers[LAST_ORDER], numbers[FAILED] = 1, order, 0
+    clock[T_BEFORE], clock[H_BEFORE], clock[DISSIPATION_BEFORE] = t, h, clock[DISSIPATION]
+    clock[T] = t + h
+    if factor < 1.0 or factor > 1.05:
+        clock[H] = h * min(factor, 2.0)
+    for i in range(theta.size):
+        state.theta_before[i] = theta[i]
+        theta[i] = theta_new[i]
+    _remember(stiff, clock[T], theta)
+    clock[DISSIPATION] += _dissipated(stiff, order, stiff.nodes[1], 0.0, stiff.trial)
+    counters[ACCEPTED] += 1
+    counters[REJECTED_LAST] = 0
+    explicit._keep_checkpoint(state)
+    if output.dense_times.shape[0] > 0:
+        store_dense(state, stiff, output)
+    return True
+
+
+@kernel
+def advance(
+    gradient, hvp, data, dims, work, tableau, state, stiff, output, kind, rtol, atol, budget, max_steps
+):
+    """Integrate as ``explicit.advance`` does, by the method of a kind; also pause where the method changes."""
+    clock, counters, numbers = state.clock, state.counters, stiff.numbers
+    while True:
+        if numbers[LAST_IMPLICIT] and _save(state, stiff, output):
+            return FINISHED
+        if numbers[LAST_IMPLICIT]:
+            state.slopes[0] = _speed(stiff)
+            if explicit.at_rest(state):
+                return explicit.AT_REST
+        attempts = counters[ACCEPTED] + counters[REJECTED]
+        if not numbers[LAST_IMPLICIT]:  # saves what lies within the last explicit step
+            code = explicit.advance(
+                gradient, data, dims, work, tableau, state, output, rtol, atol, 0, max_steps
+            )
+            if code != PAUSED:
+                return code
+        if kind == AUTO and attempts >= numbers[NEXT_LOOK] and not counters[REJECTED_LAST]:
+            if _look(tableau, state, stiff):
+                return PAUSED
+        elif kind == BDF and not numbers[IMPLICIT]:
+            numbers[COLLECTING] = 1
+            if numbers[HELD] == stiff.times.size:
+                _go_implicit(state, stiff)
+                return PAUSED
+        if budget <= 0:
+            return PAUSED
+        if not numbers[IMPLICIT]:
+            accepted = counters[ACCEPTED]
+            allowed = 1 if numbers[COLLECTING] else max(numbers[NEXT_LOOK] - attempts, 1)
+            code = explicit.advance(
+                gradient,
+                data,
+                dims,
+                work,
+                tableau,
+                state,
+                output,
+                rtol,
+                atol,
+                min(budget, allowed),
+                max_steps,
+            )
+            if counters[ACCEPTED] > accepted:
+                numbers[LAST_IMPLICIT] = 0
+                if numbers[COLLECTING]:
+                    _remember(stiff, clock[T], state.theta)
+            if code != PAUSED:
+                return code
+            budget -= counters[ACCEPTED] + counters[REJECTED] - attempts
+            if budget <= 0:
+                return PAUSED
+            continue
+        if attempts >= max_steps:
+            return MAX_STEPS
+        if output.cursor[HISTORY] == output.history.shape[0]:
+            return BLOCK_FULL
+        if output.cursor[DENSE] == output.dense_times.shape[0] and output.dense_times.shape[0] > 0:
+            return BLOCK_FULL
+        if clock[T] + 0.1 * clock[H] == clock[T]:
+            return NON_FINITE if counters[REJECTED_LAST] == explicit._NOT_FINITE else STEP_TOO_SMALL
+        budget -= 1
+        if _implicit_step(gradient, hvp, data, dims, work, state, stiff, output, rtol, atol):
+            if budget <= 0:
+                return PAUSED  # before saving, as in explicit
+        elif kind == AUTO and numbers[FAILED] >= _HOPELESS:
+            _go_explicit(state, stiff)
+            return PAUSED
