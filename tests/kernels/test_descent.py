@@ -7,10 +7,15 @@ import pytest
 from cases import CASES
 
 import gflow
+from gflow.iterate import Options
 from gflow.kernels import abi, descent
 from gflow.objective import Objective
 
 EPS = np.finfo(float).eps
+OPTIONS = {
+    "optimizer": "gd", "momentum": None, "betas": None, "eps": None, "batch_size": None,
+    "replacement": False, "rng": None, "kink": None,
+}  # fmt: skip
 
 
 def by_hand(objective, theta, step_size, n_steps):
@@ -116,15 +121,15 @@ def test_stop_and_observe(every):
 
 
 def test_pausing_changes_nothing():
-    case = CASES[8]
+    case = CASES[5]
     o = Objective(case.model, case.problem)
     runs = []
     for budget in (100, 1):
-        theta, cursor, saved = case.theta0.copy(), np.zeros(2, dtype=np.int64), np.empty((6, o.size))
-        arguments = theta, np.empty(o.size), cursor, 0.05, 0, 4, 20, saved, budget
-        while (
-            code := descent.advance(o.gradient_kernel, o.data, o.dims, o.work, *arguments)
-        ) == descent.PAUSED:
+        saved, state = np.empty((6, o.size)), descent.new_state(case.theta0, 0, descent.ADAM)
+        options = Options.of(o, OPTIONS | {"optimizer": "adam", "batch_size": 2, "rng": 3})
+        arguments, batches = options.arguments(o)
+        rest = state, options.rule, batches, np.array([0.05]), saved, 0, 4, 20, budget
+        while (code := descent.advance(o.gradient_kernel, *arguments, *rest)) == descent.PAUSED:
             pass
         assert code == descent.FINISHED
         runs.append(saved)
