@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +25,7 @@ from gflow._run import (
     trajectory_or_none,
     versions,
 )
-from gflow.kernels import explicit, piecewise, tableaus
+from gflow.kernels import ensembles, explicit, piecewise, tableaus
 from gflow.objective import Objective
 from gflow.trajectory import Events, Status, Steps, Trajectory
 
@@ -127,13 +126,10 @@ def flow(
     if start is None:
         theta = objective.check_theta(theta0, "theta0")
         rtol = _rtol(rtol)
-        atol = _default_atol(objective, theta, rtol) if atol is None else positive("atol", atol)
-        one_of("method", method, ("auto", *METHODS))
-        if method == "auto":
-            many = (
-                events and getattr(model, "piecewise", False) and model.width * len(problem.X) > _MANY_PAIRS
-            )
-            method = "tsit5" if rtol >= 1e-6 or many else "dop853"
+        atol = (
+            float(default_atols(objective, theta[None], rtol)[0]) if atol is None else positive("atol", atol)
+        )
+        method = chosen_method(method, model, problem, rtol, bool(events))
         tableau = METHODS[method]()
         state = explicit.new_state(theta, 0.0, tableau)
     else:
@@ -449,19 +445,21 @@ def _rtol(rtol: float) -> float:
     return rtol
 
 
-def _default_atol(objective: Objective, theta: Array, rtol: float) -> float:
-    blocks = objective.model.blocks() if objective.has("blocks") else [slice(None)]
-    sizes = [_root_mean_square(theta[block]) for block in blocks]
-    smallest = min((size for size in sizes if size > 0), default=1.0)
-    return max(rtol * 1e-3 * smallest, sys.float_info.min)
+def chosen_method(method: str, model: Any, problem: Any, rtol: float, events: bool) -> str:
+    """The method that a run takes: the one that is named, or what ``"auto"`` stands for."""
+    if one_of("method", method, ("auto", *METHODS)) != "auto":
+        return method
+    many = events and getattr(model, "piecewise", False) and model.width * len(problem.X) > _MANY_PAIRS
+    return "tsit5" if rtol >= 1e-6 or many else "dop853"
 
 
-def _root_mean_square(part: Array) -> float:
-    total = float(part @ part)
-    if total > 1e-280:
-        return math.sqrt(total / part.size)
-    largest = float(np.abs(part).max(initial=0.0))  # squares would underflow
-    return largest * float(np.sqrt(np.mean((part / largest) ** 2))) if largest > 0 else 0.0
+def default_atols(objective: Objective, thetas: Array, rtol: float) -> Array:
+    """The default atol (R,) of runs from each row of ``thetas`` (R, P)."""
+    places = np.arange(objective.size)
+    blocks = [places[b] for b in objective.model.blocks()] if objective.has("blocks") else [places]
+    ends, out = np.cumsum([len(block) for block in blocks]), np.empty(len(thetas))
+    ensembles.default_atols(thetas, np.concatenate(blocks), ends, rtol, sys.float_info.min, out)
+    return out
 
 
 def _continued(
@@ -475,6 +473,8 @@ def _continued(
     theta = same_run(objective, theta0, start)
     if start.steps is None:
         raise ValueError("start must be a trajectory of the flow; it is of gradient descent")
+    if not start.state:
+        raise ValueError("start must hold its solver's state; a run of an ensemble does not")
     spec = start.spec
     for name, given, default in (("method", method, "auto"), ("rtol", rtol, 1e-9), ("atol", atol, None)):
         if given != default and given != spec[name]:

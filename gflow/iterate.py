@@ -209,12 +209,12 @@ class Options(NamedTuple):
         if not isinstance(given["replacement"], bool | np.bool_):
             raise ValueError(f"replacement must be True or False; got {given['replacement']!r:.80}")
         given["replacement"] = bool(given["replacement"])
-        rng, batch = given["rng"], None
-        chosen = generator("rng", rng)
+        batch = None
+        generator("rng", given["rng"])
         if given["batch_size"] is not None:
             batch = _batch_arguments(objective, given["batch_size"])
             given["batch_size"] = int(given["batch_size"])
-            given["rng"] = int(rng) if isinstance(rng, Integral) else int(chosen.integers(2**63))
+            given["rng"] = seed_in(given["rng"])
         else:
             given["rng"] = None
         kink_at = None
@@ -248,6 +248,12 @@ class Options(NamedTuple):
             data = data.copy()
             data[self.kink_at] = self.given["kink"]
         return (data, dims, work), batches
+
+
+def seed_in(rng: Any) -> int:
+    """The seed that a user gave, or one that the generator does."""
+    chosen = generator("rng", rng)
+    return int(rng) if isinstance(rng, Integral) else int(chosen.integers(2**62))
 
 
 def seed_of(rng: int) -> Any:
@@ -302,7 +308,7 @@ def stopped_at(steps: int, n_steps: int, why: str) -> str:
     return f"Stopped at step {steps} of {n_steps}: {why}."
 
 
-def outcome(code: int, steps: int, n_steps: int, sizes: Array, options: Options) -> Status | None:
+def outcome_of(code: int, steps: int, n_steps: int, sizes: Array, options: Options) -> Status | None:
     """What the compiled loop came back for; None if there is more to do."""
     if code == descent.PAUSED:
         return None
@@ -376,7 +382,7 @@ class _Descent:
             self.objective.gradient_kernel, *self.arguments, self.state, self.options.rule, self.batches,
             self.sizes, self.theta, self.first, self.every, self.n_steps, budget,
         )  # fmt: skip
-        return outcome(code, self.steps, self.n_steps, self.sizes, self.options)
+        return outcome_of(code, self.steps, self.n_steps, self.sizes, self.options)
 
     def stopped_at(self, why: str) -> str:
         return stopped_at(self.steps, self.n_steps, why)

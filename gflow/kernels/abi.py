@@ -116,6 +116,16 @@ def as_kernel(function: Any, kind: str) -> Kernel:
         ) from error
 
 
+def pointer(dispatcher: Any, arguments: tuple[Any, ...]) -> Kernel:
+    """A compiled loop that returns a code, as a first-class function for arguments of these types."""
+    return _pointer(dispatcher, types.int64(*(numba.typeof(a) for a in arguments)))
+
+
+@cache
+def _pointer(dispatcher: Any, signature: Any) -> Kernel:
+    return Kernel(dispatcher, signature)
+
+
 @kernel
 def losses(loss, data, dims, work, thetas, out):
     """The loss at each row of ``thetas``."""

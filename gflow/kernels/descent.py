@@ -21,6 +21,7 @@ Ints = NDArray[np.int64]
 FINISHED, PAUSED, NON_FINITE = range(3)
 # Optimizers.
 GD, MOMENTUM, ADAM = range(3)
+MOMENTS = (0, 1, 2)  # how many numbers each carries along for every parameter
 # Places in State.cursor: the step that is next, the number of saved states, the step up to which
 # ``Batches.order`` has been shuffled.
 STEP, SAVED, SHUFFLED = range(3)
@@ -57,8 +58,8 @@ class Batches(NamedTuple):
 
 def new_state(theta0: Floats, first: int, optimizer: int) -> State:
     """The state in which a descent starts."""
-    cursor, moments = np.array([first, 0, -1]), (0, 1, 2)[optimizer]
-    return State(cursor, theta0.copy(), np.zeros(moments * theta0.size), np.empty(theta0.size))
+    moments = np.zeros(MOMENTS[optimizer] * theta0.size)
+    return State(np.array([first, 0, -1]), theta0.copy(), moments, np.empty(theta0.size))
 
 
 @kernel

@@ -31,7 +31,7 @@ def _draw(kind: str, rows: int, cols: int, rng: np.random.Generator) -> Array:
 
 
 def _kernel_data(problem: Problem, compress: bool) -> tuple[int, int, list[Array]]:
-    """Objective, number of samples and arrays of a problem, as the kernels lay them out.
+    """Objective, number of samples (0 if none are left) and arrays of a problem, as the kernels lay them out.
 
     Many samples are compressed to their moments, unless they are to be taken one by one.
     """
@@ -57,7 +57,7 @@ def _kernel_data(problem: Problem, compress: bool) -> tuple[int, int, list[Array
         assert problem.mask is not None
         objective, arrays = kernels.COMPLETION, [y, problem.mask]
     header = np.array([problem.factor, problem.weight_decay, floor])
-    return objective, problem.samples or 0, [header, *arrays]
+    return objective, 0 if objective == kernels.COVARIANCE else problem.samples or 0, [header, *arrays]
 
 
 def _kernel_arguments(
