@@ -11,6 +11,7 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,6 +52,7 @@ _REASONS = {
     "non_finite": "the gradient is not finite",
     "interrupted": "interrupted",
 }
+_OVER_KINKS = " Kinks were not located (events=False)."
 _FLOW_ONLY = {"method": "auto", "rtol": 1e-9, "atol": None, "events": True, "max_steps": 1_000_000}
 _DESCENT_ONLY = {
     "optimizer": "gd", "momentum": None, "betas": None, "eps": None, "batch_size": None,
@@ -94,14 +96,13 @@ class Ensemble:
     counts: dict[str, NDArray[np.int64]]
     last_t: Array
     last: Array
-    outcomes: dict[int, Status] = field(
-        repr=False
-    )  # of the runs of which there is more to say than "finished"
+    saved: NDArray[np.int64] = field(repr=False)  # (R,): how many of the times each run reached
+    # of the runs of which there is more to say than "finished"
+    outcomes: dict[int, Status] = field(repr=False)
     observed: dict[str, Array] = field(default_factory=dict, repr=False)
     dissipation: Array | None = field(default=None, repr=False)
     last_dissipation: Array | None = field(default=None, repr=False)
     moments: Array | None = field(default=None, repr=False)  # of descents
-    saved: NDArray[np.int64] | None = field(default=None, repr=False)  # (R,): times that each run reached
     atol: Array | None = field(default=None, repr=False)  # (R,) of flows
     table: tuple[Any, ...] | None = field(default=None, repr=False)  # run (E,), and the columns of Events
     versions: dict[str, str] = field(default_factory=dict, repr=False)
@@ -118,13 +119,14 @@ class Ensemble:
         return (self[r] for r in range(len(self)))
 
     def __getitem__(self, which: Any) -> Any:
-        """An observable (R, T, ...) by its name, or a run by its number."""
+        """An observable (R, T, ...) by its name, or a run by its number; a slice gives a list of runs."""
         if isinstance(which, str):
             if which not in self.observed:
                 known = ", ".join(map(repr, self.observed)) or "none"
                 raise KeyError(f"{which!r} was not observed on the way (observed: {known})")
             return self.observed[which]
-        return self._run(range(len(self))[which])
+        found = range(len(self))[which]
+        return [self._run(r) for r in found] if isinstance(found, range) else self._run(found)
 
     @cached_property
     def spec(self) -> dict[str, Any]:
@@ -143,7 +145,6 @@ class Ensemble:
         out, o = np.empty(runs * rows), self.objective
         abi.losses(o.loss_kernel, o.data, o.dims, o.work, self.theta.reshape(-1, size), out)
         out = out.reshape(runs, rows)
-        assert self.saved is not None
         out[np.arange(rows) >= self.saved[:, None]] = np.nan
         return out
 
@@ -163,9 +164,8 @@ class Ensemble:
         return Status(str(names[0]) if len(names) == 1 else "mixed", f"Of {len(self)} runs: {said}.", notes)
 
     def _run(self, r: int) -> Trajectory:
-        spec, descents, assert_saved = self.spec, self.moments is not None, self.saved
-        assert assert_saved is not None
-        n, t = int(assert_saved[r]), self.t if self.t.ndim == 1 else self.t[r]
+        spec = self.spec
+        n, t = int(self.saved[r]), self.t if self.t.ndim == 1 else self.t[r]
         rows, last_t = len(t), float(self.last_t[r])
         t, theta = t[:n], self.theta[r, :n]
         dissipation = None if self.dissipation is None else self.dissipation[r, :n]
@@ -181,13 +181,12 @@ class Ensemble:
             "versions": self.versions,
         }  # fmt: skip
         one = {name: spec[name] for name in ("model", "problem", "observe")} | {"theta0": spec["thetas"][r]}
-        if descents:
+        if self.moments is not None:
             names = [name for name in _DESCENT_ONLY if name != "rng"]
             one |= {name: spec[name] for name in (*names, "n_steps")} | {"stop": None}
             sizes, rng = spec["step_size"], spec["rng"]
             one["step_size"] = float(sizes[r % len(sizes)]) if sizes.ndim == 1 else sizes[r % len(sizes)]
             one["rng"] = None if rng is None else int(rng[r])
-            assert self.moments is not None
             state = {"theta": self.last[r], "step": np.array([counts["steps"]]), "moments": self.moments[r]}
             done = Status("finished", f"Made {counts['steps']} steps.")
             return Trajectory(**common, outcome=self.outcomes.get(r, done), state=state, recorded_spec=one)
@@ -198,7 +197,8 @@ class Ensemble:
             "finished", f"Reached t = {last_t:g} in {counts['accepted'] + counts['rejected']} steps."
         )
         outcome = self.outcomes.get(r, done)
-        said = " Steps and sensitivity are not kept in an ensemble: gflow.flow(**trajectory.spec) repeats the run."
+        said = "" if self.table is not None or not hasattr(spec["model"], "piecewise") else _OVER_KINKS
+        said += " Steps and sensitivity are not kept in an ensemble: gflow.flow(**trajectory.spec) repeats the run."
         return Trajectory(
             **common, outcome=Status(outcome.code, outcome.message + said, outcome.warnings),
             steps=Steps(np.empty(0), np.empty(0), np.empty(0, dtype=bool)), events=self.events(r),
@@ -671,24 +671,23 @@ class _Descents(_Runs):
         starts = plain_array("thetas", thetas, f"(R, {objective.size})")
         starts = finite_array("thetas", starts[None] if starts.ndim == 1 else starts, ("R", objective.size))
         self.sizes = _sizes(step_size, self.n_steps)
-        seeds = _seeds(given) if given["batch_size"] is not None else np.zeros(1, dtype=np.int64)
+        seeds = _seeds(given["rng"]) if given["batch_size"] is not None else [0]
         lengths = {"thetas": len(starts), "step_size": len(self.sizes), "rng": len(seeds)}
         number = max(lengths.values())
-        if given["batch_size"] is not None and len(seeds) == 1:
-            seeds = seeds[0] + np.arange(number)
+        if len(seeds) == 1:
+            seeds = [seeds[0] + r for r in range(number)]
         for name, length in lengths.items():
             if length not in (1, number):
                 raise ValueError(
                     f"{name} must hold one entry, or one for each of the {number} runs; got {length}"
                 )
-        self.options = Options.of(objective, {**given, "rng": int(seeds[0])})
+        self.options = Options.of(objective, {**given, "rng": seeds[0]})
         self.seeds = None if self.options.batch is None else seeds
-        self.at, size = saved_steps(0, self.n_steps, self.every), objective.size
+        size = objective.size
+        self.at = saved_steps(0, self.n_steps, self.every, 8 * number * size)
         room = size * descent.MOMENTS[self.options.rule.optimizer]
-        needed = 8 * number * (len(self.at) * size + 2 * size + room + 4)
-        refuse_if_too_large("save_every", "states to be saved", needed)
         super().__init__(objective, np.tile(starts, (number // len(starts), 1)), observers)
-        states = [0] * number if self.seeds is None else [seed_of(int(seed))[0] for seed in self.seeds]
+        states = [0] * number if self.seeds is None else [seed_of(seed)[0] for seed in self.seeds]
         self.runs = ensembles.Descents(
             self.thetas, self.sizes, np.array(states, dtype=np.uint64),
             np.full((number, len(self.at), size), np.nan), np.zeros(number, dtype=np.int64), self.thetas.copy(),
@@ -743,15 +742,14 @@ def _sizes(step_size: Any, n_steps: int) -> Array:
     return sizes.reshape(len(sizes), -1)
 
 
-def _seeds(given: dict[str, Any]) -> NDArray[np.int64]:
+def _seeds(rng: Any) -> list[int]:
     """The seeds of the batches: one for each run, or the first of a row."""
-    rng = given["rng"]
-    if isinstance(rng, Sequence | np.ndarray) and np.ndim(rng) == 1 and len(rng):
-        seeds = np.asarray(rng)
-        if seeds.dtype.kind not in "iu" or seeds.min() < 0:
-            raise ValueError(f"rng must hold whole numbers >= 0; got {rng!r:.80}")
-        return seeds.astype(np.int64)
-    return np.array([seed_in(rng)], dtype=np.int64)
+    if isinstance(rng, Sequence | np.ndarray) and not isinstance(rng, str) and len(rng):
+        for r, seed in enumerate(rng):
+            if not isinstance(seed, Integral):
+                raise ValueError(f"rng[{r}] must be a whole number >= 0; got {seed!r:.80}")
+        return [seed_in(seed) for seed in rng]
+    return [seed_in(rng)]
 
 
 class _DescentWorker:

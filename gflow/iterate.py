@@ -152,7 +152,7 @@ def step_sizes(step_size: Any, n_steps: int) -> Array:
 def _continued(given: dict[str, Any], sizes: Array, n_steps: int, start: Trajectory) -> dict[str, Any]:
     """The options of a trajectory that is to be continued, once no other ones are given."""
     if "moments" not in start.state:
-        raise ValueError("start must be a trajectory of descend(); this one is of flow()")
+        raise ValueError("start must be a trajectory of descend(), not of flow(), with its state")
     first, spec = int(start.state["step"][0]), start.spec
     if n_steps <= first:
         raise ValueError(f"n_steps must be above the {first} steps of start; got {n_steps}")
@@ -289,10 +289,10 @@ def _batch_arguments(objective: Objective, batch_size: Any) -> BatchArguments:
     return made
 
 
-def saved_steps(first: int, n_steps: int, every: int) -> Any:
-    """The steps (S,) after which the state is saved."""
+def saved_steps(first: int, n_steps: int, every: int, each: int) -> Any:
+    """The steps (S,) after which the state is saved, if S times ``each`` bytes are to be had."""
     rows = -(-(n_steps - first) // every) + 1
-    refuse_if_too_large("save_every", "states to be saved", 8 * rows)
+    refuse_if_too_large("save_every", "states to be saved", rows * (each + 8))
     return np.append(np.arange(first, n_steps, every), n_steps)
 
 
@@ -336,8 +336,7 @@ class _Descent:
     ) -> None:  # fmt: skip
         self.objective, self.options, self.state = objective, options, state
         self.sizes, self.n_steps, self.every = sizes, n_steps, every
-        self.first, self.at = self.steps, saved_steps(self.steps, n_steps, every)
-        refuse_if_too_large("save_every", "states to be saved", len(self.at) * (objective.size + 1) * 8)
+        self.first, self.at = self.steps, saved_steps(self.steps, n_steps, every, 8 * objective.size)
         self.theta = np.empty((len(self.at), objective.size))
         self.arguments, self.batches = options.arguments(objective)
         self.times = times(sizes)

@@ -105,7 +105,7 @@ class Trajectory:
     Attributes
     ----------
     t : array (T,)
-        Times of the saved states; step size × step number for gradient descent.
+        Times of the saved states; the sum of the step sizes so far for gradient descent.
     theta : array (T, P)
         Parameters.
     outcome : Status

@@ -311,12 +311,10 @@ def test_the_stability_limit_as_an_ensemble_over_step_sizes():
     sharpness = gflow.observe.sharpness(model, SAMPLES, np.zeros(3))
     sizes = np.linspace(0.5, 1.5, 21) * 2 / sharpness
     runs = gflow.ensemble(model, SAMPLES, np.ones(3), step_size=sizes, n_steps=3000, save_every=3000)
-    assert (
-        np.array_equal(runs.loss[:, -1] > runs.loss[:, 0], sizes * sharpness > 2.01)
-        or (runs.codes[sizes * sharpness > 2.01] != "finished").any()
-    )
-    stable = sizes * sharpness < 1.99
-    assert (runs.codes[stable] == "finished").all() and (runs.loss[stable, -1] < runs.loss[stable, 0]).all()
+    grown = (runs.codes == "non_finite") | (runs.loss[:, -1] > runs.loss[:, 0])
+    away = abs(sizes * sharpness - 2) > 0.01
+    np.testing.assert_array_equal(grown[away], sizes[away] * sharpness > 2)
+    assert 0 < grown.sum() < 21 and "non_finite" in runs.codes
 
 
 def test_a_descent_that_diverges():
@@ -347,7 +345,7 @@ def test_a_model_of_ones_own():
     thetas = np.array([[1.0, 1.0], [2.0, 1.0]])
     runs = gflow.ensemble(Bowl(), None, thetas, [0.5, 2.0], rtol=1e-8)
     exact = thetas[:, None] * np.exp(-np.array([1.0, 10.0]) * np.array([[0.5], [2.0]]))
-    np.testing.assert_allclose(runs.theta, exact, rtol=1e-6)
+    np.testing.assert_allclose(runs.theta, exact, rtol=1e-6, atol=1e-10)
     for run, theta in zip(runs, thetas, strict=True):
         same(run, gflow.flow(Bowl(), None, theta, [0.5, 2.0], rtol=1e-8))
     with pytest.raises(ValueError, match=r"model\.loss"):
