@@ -116,14 +116,19 @@ def as_kernel(function: Any, kind: str) -> Kernel:
         ) from error
 
 
+_POINTERS: dict[Any, Kernel] = {}
+
+
 def pointer(dispatcher: Any, arguments: tuple[Any, ...]) -> Kernel:
-    """A compiled loop that returns a code, as a first-class function for arguments of these types."""
-    return _pointer(dispatcher, types.int64(*(numba.typeof(a) for a in arguments)))
+    """A compiled loop that returns a code, as a first-class function for arguments of these types.
 
-
-@cache
-def _pointer(dispatcher: Any, signature: Any) -> Kernel:
-    return Kernel(dispatcher, signature)
+    The types are those of the first call, which takes a third of a millisecond to find them out: they are
+    the same for all models.  A compiled caller checks them.
+    """
+    if dispatcher not in _POINTERS:
+        signature = types.int64(*(numba.typeof(a) for a in arguments))
+        _POINTERS[dispatcher] = Kernel(dispatcher, signature)
+    return _POINTERS[dispatcher]
 
 
 @kernel
