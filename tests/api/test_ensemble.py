@@ -317,6 +317,28 @@ def test_the_stability_limit_as_an_ensemble_over_step_sizes():
     assert 0 < grown.sum() < 21 and "non_finite" in runs.codes
 
 
+def test_interrupted_descents_go_on(monkeypatch):
+    looks, wait = [], ensembles.wait
+
+    def press(*arguments, **options):
+        looks.append(0)
+        if len(looks) == 2:
+            raise KeyboardInterrupt
+        return wait(*arguments, **options)
+
+    monkeypatch.setattr(ensembles, "wait", press)
+    monkeypatch.setattr(ensembles, "_STRETCH_SECONDS", 0.01)
+    n, thetas = 200_000, starts(SCALAR, 60)
+    options = {"optimizer": "adam", "save_every": n}
+    runs = gflow.ensemble(SCALAR, UNIT, thetas, step_size=1e-4, n_steps=n, **options)
+    assert "interrupted" in runs.codes and len(runs.outcomes) == 60
+    r = int(np.argmax((runs.codes == "interrupted") & (runs.counts["steps"] > 0)))
+    assert 0 < runs.counts["steps"][r] < n and runs.last_t[r] == runs.counts["steps"][r] * 1e-4
+    rest = gflow.descend(SCALAR, UNIT, None, 1e-4, n, start=runs[r], save_every=n)
+    whole = gflow.descend(SCALAR, UNIT, thetas[r], 1e-4, n, **options)
+    np.testing.assert_array_equal(rest.end, whole.end)
+
+
 def test_a_descent_that_diverges():
     thetas = np.array([[0.5, 0.5], [3.0, 2.0]])
     runs = gflow.ensemble(SCALAR, UNIT, thetas, step_size=0.7, n_steps=400, save_every=400)
