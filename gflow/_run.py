@@ -214,14 +214,18 @@ def _pools() -> Any:
     return ThreadpoolController().select(user_api="blas")
 
 
+def _widest(objective: Objective) -> int:
+    return int(max(objective.dims.tolist(), default=0))
+
+
 def _multiplications(objective: Objective) -> int:
     """A bound on the multiplications of one matrix product: every parameter with every column."""
-    return objective.size * int(max(objective.dims.tolist(), default=0))
+    return objective.size * _widest(objective)
 
 
 def blas_pays(objective: Objective) -> bool:
-    """Whether the products are so large that more threads of BLAS pay (measured: from 512 x 512 x 512 on)."""
-    return _multiplications(objective) > 512**3
+    """Whether the products are so large that more threads of BLAS pay (measured on square ones: above 512)."""
+    return _widest(objective) > 512 and _multiplications(objective) > 512**3
 
 
 def hold_blas(objective: Objective) -> AbstractContextManager[Any]:

@@ -64,10 +64,10 @@ class Model(Protocol):
 class BatchArguments(NamedTuple):
     """What the kernels need to see a batch of samples instead of all of them.
 
-    A compiled loop copies a batch of the ``n`` samples that are packed in ``samples`` to ``data``.  Each row of ``table`` is an
-    array of samples: where it begins in ``samples`` and in ``data``, how many numbers it holds for each
-    sample, and 1 if these stand in a column, (numbers, n), or 0 if in a row, (n, numbers).  The batch's
-    loss must have the whole loss as its mean over all batches: a factor n / size on the sum over samples.
+    A compiled loop copies a batch of the ``n`` samples that are packed in ``samples`` to ``data``.  Each row
+    of ``table`` is an array of samples: where it begins in ``samples`` and in ``data``, how many numbers it
+    holds for each sample, and 1 if these stand in a column, (numbers, n), or 0 if in a row, (n, numbers).
+    The batch's loss must have the whole loss as its mean over all batches: a factor n / size on the sum.
     """
 
     n: int
