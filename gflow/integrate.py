@@ -455,10 +455,9 @@ def chosen_method(method: str, model: Any, problem: Any, rtol: float, events: bo
 
 def default_atols(objective: Objective, thetas: Array, rtol: float) -> Array:
     """The default atol (R,) of runs from each row of ``thetas`` (R, P)."""
-    places = np.arange(objective.size)
-    blocks = [places[b] for b in objective.model.blocks()] if objective.has("blocks") else [places]
-    ends, out = np.cumsum([len(block) for block in blocks]), np.empty(len(thetas))
-    ensembles.default_atols(thetas, np.concatenate(blocks), ends, rtol, sys.float_info.min, out)
+    slices = objective.model.blocks() if objective.has("blocks") else [slice(None)]
+    blocks, out = np.array([block.indices(objective.size) for block in slices]), np.empty(len(thetas))
+    ensembles.default_atols(thetas, blocks, rtol, sys.float_info.min, out)
     return out
 
 

@@ -155,21 +155,21 @@ def descents(
 
 
 @kernel
-def default_atols(thetas, places, ends, rtol, least, out):
+def default_atols(thetas, blocks, rtol, least, out):
     """rtol * 1e-3 * the smallest non-zero root mean square over the blocks of each row, and at least ``least``.
 
-    Block b holds the parameters at ``places[ends[b - 1]]`` up to ``places[ends[b]]``.
+    A row of ``blocks`` is the start, stop and step of a slice.
     """
     for r in range(thetas.shape[0]):
-        smallest, begin = np.inf, 0
-        for end in ends:
-            largest = 0.0
-            for q in range(begin, end):
-                largest = max(largest, abs(thetas[r, places[q]]))
+        smallest = np.inf
+        for b in range(blocks.shape[0]):
+            start, stop, step = blocks[b, 0], blocks[b, 1], blocks[b, 2]
+            largest, square, count = 0.0, 0.0, 0
+            for q in range(start, stop, step):
+                largest = max(largest, abs(thetas[r, q]))
             if largest > 0.0:
-                square = 0.0
-                for q in range(begin, end):
-                    square += (thetas[r, places[q]] / largest) ** 2  # the squares themselves may underflow
-                smallest = min(smallest, largest * np.sqrt(square / (end - begin)))
-            begin = end
+                for q in range(start, stop, step):
+                    square += (thetas[r, q] / largest) ** 2  # the squares themselves may underflow
+                    count += 1
+                smallest = min(smallest, largest * np.sqrt(square / count))
         out[r] = max(rtol * 1e-3 * (smallest if smallest < np.inf else 1.0), least)
