@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gflow import datasets, observe, papers, plot, theory
     from gflow.claims import Verdict, check
     from gflow.comparison import compare
+    from gflow.ensembles import Ensemble, ensemble
     from gflow.integrate import flow, load
     from gflow.iterate import descend
     from gflow.models.linear import DeepLinear, Symmetric
@@ -26,6 +27,8 @@ _HOME = {
     "TwoLayerReLU": "gflow.models.relu",
     "flow": "gflow.integrate",
     "descend": "gflow.iterate",
+    "ensemble": "gflow.ensembles",
+    "Ensemble": "gflow.ensembles",
     "load": "gflow.integrate",
     "Trajectory": "gflow.trajectory",
     "Status": "gflow.trajectory",

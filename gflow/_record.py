@@ -19,6 +19,7 @@ import os
 import sys
 import tempfile
 import types
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -65,6 +66,16 @@ class Recorded:
         """The value, and notes on what has changed since it was recorded."""
         notes: list[str] = []
         return _decode(json.loads(self.text), self.arrays, notes), notes
+
+
+def restored(value: Any) -> Any:
+    """A value, or what a :class:`Recorded` one stands for, with warnings of what has changed since."""
+    if not isinstance(value, Recorded):
+        return value
+    made, notes = value.restore()
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
+    return made
 
 
 # ---- fingerprints ------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ class Watch:
         return out
 
 
-class _Interrupts:
+class Interrupts:
     """Notes Ctrl-C while compiled code runs, to be looked at between stretches; a second one raises at once.
 
     An exception out of the signal handler could strike inside of numba, which would swallow it.
@@ -87,7 +87,7 @@ class _Interrupts:
         self.came = False
         self._ours = False
 
-    def __enter__(self) -> _Interrupts:
+    def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
             self._ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if self._ours:
@@ -116,7 +116,7 @@ def drive(run: Any, watch: Watch, max_steps: int, progress: bool) -> Status:
     """
     outcome: Status | None = None
     budget = 1 if watch.stop is not None else run.first_budget
-    interrupts = _Interrupts()
+    interrupts = Interrupts()
     try:
         with interrupts, hold_blas(run.objective), Progress(progress, run.verb, run.total) as shown:
             asked = -1
@@ -214,10 +214,26 @@ def _pools() -> Any:
     return ThreadpoolController().select(user_api="blas")
 
 
+def _widest(objective: Objective) -> int:
+    return int(max(objective.dims.tolist(), default=0))
+
+
+def _multiplications(objective: Objective) -> int:
+    """A bound on the multiplications of one matrix product: every parameter with every column."""
+    return objective.size * _widest(objective)
+
+
+def blas_pays(objective: Objective) -> bool:
+    """Whether the products are so large that more threads of BLAS pay (measured on square ones: above 512)."""
+    return _widest(objective) > 512 and _multiplications(objective) > 512**3
+
+
 def hold_blas(objective: Objective) -> AbstractContextManager[Any]:
-    """Hold BLAS at one thread unless its products are so large that more of them pay (measured)."""
-    widest = max(objective.dims.tolist(), default=0)
-    if widest < 32 or widest > 512:
+    """Hold BLAS at one thread, unless more of them pay, or the products are too small for more than one.
+
+    The bits of a product may depend on the number of threads: every run of an objective goes through here.
+    """
+    if _multiplications(objective) < 32**3 or blas_pays(objective):
         return nullcontext()
     return _pools().limit(limits=1)
 

@@ -26,7 +26,7 @@ from gflow._run import (
     trajectory_or_none,
     versions,
 )
-from gflow.kernels import explicit, piecewise, stiff, tableaus
+from gflow.kernels import ensembles, explicit, piecewise, stiff, tableaus
 from gflow.limit import FIRST_LOOK, NEXT_LOOK, Seeker, of_piecewise
 from gflow.objective import Objective
 from gflow.trajectory import Events, Limit, Methods, Status, Steps, Trajectory
@@ -148,30 +148,24 @@ def flow(
         )
     if to_limit and not events and hasattr(model, "piecewise"):
         raise ValueError("events must be True where t ends with inf: the limit is that of the exact flow")
+    part = FIRST_LOOK if to_limit else (rest or 0.0)
     if start is None:
         theta = objective.check_theta(theta0, "theta0")
         rtol = _rtol(rtol)
-        atol = _default_atol(objective, theta, rtol) if atol is None else positive("atol", atol)
-        one_of("method", method, ("auto", *METHODS))
-        method = _method(objective, method, rtol, events)
-        tableau = EXPLICIT[_pair(method, rtol)]()
-        state = explicit.new_state(theta, 0.0, tableau)
+        atol = (
+            float(default_atols(objective, theta[None], rtol)[0]) if atol is None else positive("atol", atol)
+        )
+        method = chosen_method(objective, method, rtol, bool(events))
+        before = None
     else:
         theta, method, rtol, atol = _continued(objective, theta0, start, method, rtol, atol)
-        tableau = EXPLICIT[_pair(method, rtol)]()
-        state = explicit.State._make(start.state[name].copy() for name in explicit.State._fields)
-    state.clock[explicit.REST] = FIRST_LOOK if to_limit else (rest or 0.0)
-    located = events and hasattr(model, "piecewise")
-    if located and not model.piecewise:
+        before = start.state
+    if events and hasattr(model, "piecewise") and not model.piecewise:
         raise ValueError(
             "events must be False for a network with first_depth > 1: there one neuron's kink moves all others"
         )
-    kind = _PiecewiseFlow if located else _Flow if method in EXPLICIT else _StiffFlow
-    objective.gradient(
-        state.theta
-    )  # what is wrong with a user's kernel shows here: compiled code cannot raise
-    before = None if start is None else start.state
-    run = kind(objective, method, tableau, state, times, rtol, atol, dense, before)
+    objective.gradient(theta)  # what is wrong with a user's kernel shows here: compiled code cannot raise
+    run = begin(objective, method, theta, times, rtol, atol, bool(events), dense, part, before)
     watch = Watch(objective, observers, stop, run.now)
     spec = {
         "model": model, "problem": problem, "theta0": theta, "t": times, "method": method, "rtol": rtol,
@@ -180,6 +174,22 @@ def flow(
     }  # fmt: skip
     outcome = drive(run, watch, max_steps, progress)
     return run.trajectory(outcome, watch, spec)
+
+
+def begin(
+    objective: Objective, method: str, theta: Array, times: Array, rtol: float, atol: float, events: bool,
+    dense: bool = False, rest: float = 0.0, before: dict[str, Array] | None = None,
+) -> _Flow:  # fmt: skip
+    """A run at its start, or where ``before``, the state of a trajectory, has left it."""
+    tableau = EXPLICIT[_pair(method, rtol)]()
+    if before is None:
+        state = explicit.new_state(theta, 0.0, tableau)
+    else:
+        state = explicit.State._make(before[name].copy() for name in explicit.State._fields)
+    state.clock[explicit.REST] = rest
+    located = events and hasattr(objective.model, "piecewise")
+    kind = _PiecewiseFlow if located else _Flow if method in EXPLICIT else _StiffFlow
+    return kind(objective, method, tableau, state, times, rtol, atol, dense, before)
 
 
 def load(path: str | Path) -> Trajectory:
@@ -551,8 +561,9 @@ class _PiecewiseFlow(_Flow):
         return replace(made, events=events, state=state, checkpoints=None)
 
 
-def _method(objective: Objective, method: str, rtol: float, events: bool) -> str:
-    """The method to be recorded: ``"auto"`` only where it may change on the way."""
+def chosen_method(objective: Objective, method: str, rtol: float, events: bool) -> str:
+    """The method to be recorded, ``"auto"`` only where it may change on the way."""
+    one_of("method", method, ("auto", *METHODS))
     model, problem = objective.model, objective.problem
     smooth = not hasattr(model, "piecewise")
     if method == "bdf" and not (smooth and objective.has("hvp")):
@@ -628,19 +639,12 @@ def _rtol(rtol: float) -> float:
     return rtol
 
 
-def _default_atol(objective: Objective, theta: Array, rtol: float) -> float:
-    blocks = objective.model.blocks() if objective.has("blocks") else [slice(None)]
-    sizes = [_root_mean_square(theta[block]) for block in blocks]
-    smallest = min((size for size in sizes if size > 0), default=1.0)
-    return max(rtol * 1e-3 * smallest, sys.float_info.min)
-
-
-def _root_mean_square(part: Array) -> float:
-    total = float(part @ part)
-    if total > 1e-280:
-        return math.sqrt(total / part.size)
-    largest = float(np.abs(part).max(initial=0.0))  # squares would underflow
-    return largest * float(np.sqrt(np.mean((part / largest) ** 2))) if largest > 0 else 0.0
+def default_atols(objective: Objective, thetas: Array, rtol: float) -> Array:
+    """The default atol (R,) of runs from each row of ``thetas`` (R, P)."""
+    slices = objective.model.blocks() if objective.has("blocks") else [slice(None)]
+    blocks, out = np.array([block.indices(objective.size) for block in slices]), np.empty(len(thetas))
+    ensembles.default_atols(thetas, blocks, rtol, sys.float_info.min, out)
+    return out
 
 
 def _continued(
@@ -654,6 +658,8 @@ def _continued(
     theta = same_run(objective, theta0, start)
     if start.steps is None:
         raise ValueError("start must be a trajectory of the flow; it is of gradient descent")
+    if not start.state:
+        raise ValueError("start must hold its solver's state; a run of an ensemble does not")
     spec = start.spec
     for name, given, default in (("method", method, "auto"), ("rtol", rtol, 1e-9), ("atol", atol, None)):
         if given != default and given != spec[name]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -140,7 +139,7 @@ class Trajectory:
     Attributes
     ----------
     t : array (T,)
-        Times of the saved states; step size × step number for gradient descent.
+        Times of the saved states; the sum of the step sizes so far for gradient descent.
     theta : array (T, P)
         Parameters.
     outcome : Status
@@ -148,7 +147,7 @@ class Trajectory:
     counts : dict
         Accepted and rejected steps, gradients.
     steps : Steps or None
-        History of attempted steps; None for gradient descent.
+        History of attempted steps; None for gradient descent, empty for a run of an ensemble.
     methods : Methods or None
         Methods of the flow and when each took over; None for gradient descent.
     events : Events or None
@@ -206,12 +205,7 @@ class Trajectory:
         A user's own model or callable of a loaded trajectory is looked up by its import name; a
         warning says if its source has changed, and using it says if it was not found.
         """
-        if self._loaded:
-            spec, notes = self.recorded_spec.restore()
-            for note in notes:
-                warnings.warn(note, stacklevel=2)
-            return spec
-        return self.recorded_spec
+        return _record.restored(self.recorded_spec)
 
     @property
     def _loaded(self) -> bool:
@@ -298,7 +292,11 @@ class Trajectory:
 
     def _need_checkpoints(self) -> None:
         if self.checkpoints is None:
-            kind = "of gradient descent" if self.steps is None else "of a flow with events at kinks"
+            kind = "of a run of an ensemble: gflow.flow(**trajectory.spec) repeats it"
+            if self.steps is None:
+                kind = "of gradient descent"
+            elif self.events is not None:
+                kind = "of a flow with events at kinks"
             raise ValueError(f"sensitivity is measured along a smooth flow; this trajectory is {kind}")
 
     @cached_property
@@ -404,6 +402,8 @@ def read(path: str | Path) -> Trajectory:
         If the file is not such a trajectory.
     """
     parts, spec = _record.read(Path(path))
+    if "ensemble" in parts:
+        raise ValueError(f"path must name a trajectory; {path} holds an ensemble: read it with Ensemble.load")
     code, message, notes = parts["outcome"]
     steps, methods = parts["steps"], parts.get("methods")
     return Trajectory(

@@ -57,7 +57,8 @@ def test_kernels_import_only_numpy_and_numba(module):
 
 
 def test_theory_and_trajectory_run_no_solver():
-    for solver in ("gflow.integrate", "gflow.iterate", "gflow.kernels.explicit", "gflow.kernels.descent"):
+    kernels = tuple(f"gflow.kernels.{name}" for name in ("explicit", "descent", "ensembles"))
+    for solver in ("gflow.integrate", "gflow.iterate", "gflow.ensembles", *kernels):
         assert not users(solver) & (
             inside("theory/") | {"trajectory.py", "observe.py", "problem.py", "objective.py"}
         )

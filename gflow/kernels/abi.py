@@ -116,6 +116,21 @@ def as_kernel(function: Any, kind: str) -> Kernel:
         ) from error
 
 
+_POINTERS: dict[Any, Kernel] = {}
+
+
+def pointer(dispatcher: Any, arguments: tuple[Any, ...]) -> Kernel:
+    """A compiled loop that returns a code, as a first-class function for arguments of these types.
+
+    The types are those of the first call, which takes a third of a millisecond to find them out: they are
+    the same for all models.  A compiled caller checks them.
+    """
+    if dispatcher not in _POINTERS:
+        signature = types.int64(*(numba.typeof(a) for a in arguments))
+        _POINTERS[dispatcher] = Kernel(dispatcher, signature)
+    return _POINTERS[dispatcher]
+
+
 @kernel
 def losses(loss, data, dims, work, thetas, out):
     """The loss at each row of ``thetas``."""

@@ -336,3 +336,18 @@ def symmetric_work_size(dims: np.ndarray) -> int:
     size, rank, m = int(dims[_WIDTHS]), int(dims[_WIDTHS + 1]), int(dims[3])
     columns = m if dims[0] == SAMPLES else size
     return 2 * size * (size + columns) + max(size * rank, m, size * columns)
+
+
+def batch_layout(data: np.ndarray, dims: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of a batch of samples or measurements: where they go (see descent.py), its data to be filled, and its dims."""
+    inputs, outputs, m = (int(x) for x in dims[1:4])
+    if dims[0] == SENSING:
+        numbers = inputs * outputs
+        table = [[_HEADER, _HEADER, numbers, 0], [_HEADER + m * numbers, _HEADER + size * numbers, 1, 0]]
+    else:
+        table = [[_HEADER, _HEADER, inputs + outputs, 1]]
+    batch = np.concatenate([data[:_HEADER], np.zeros(size * sum(row[2] for row in table))])
+    batch[0] *= m / size
+    dims = dims.copy()
+    dims[3] = size
+    return np.array(table), batch, dims

@@ -6,13 +6,15 @@ Layout
 ``dims`` holds ``[loss, d, k, n, m, train_outer, chain, planes]``, the plane of each sample (n,), the
 samples plane by plane (n,) and where each plane's begin among these (planes + 1,): samples whose inputs are
 parallel share the hyperplane w.u = 0 on which they have their kink; zero inputs are on none.
-``data`` holds ``[factor, weight_decay, slope]``, X^T (d, n), Y^T (k, n), the coefficients c (n,) with
-x_i = c_i u_plane(i), and the unit normals u (planes, d).
+``data`` holds ``[factor, weight_decay, slope, kink]``, X^T (d, n), Y^T (k, n), the coefficients c (n,) with
+x_i = c_i u_plane(i), and the unit normals u (planes, d).  What stands after Y^T, and after ``planes`` in
+``dims``, is for the flow's events only: the data of a batch end there.
 ``work`` begins with ``[in a pattern or not]``, the slopes (m, n), the number of planes along which each
 neuron slides (m,), an orthonormal basis of their normals (m, d, d), and the components of the gradient along
-it (m, d).  Outside of a pattern the slopes are those of the signs, with the slope of the inactive side at
-zero.  Within one they stay as they are, so that loss and gradient are smooth; along sliding planes the
-velocity of a neuron is projected to zero, and what the projection took off is kept.
+it (m, d).  Outside of a pattern the slopes are those of the signs, and ``kink`` at zero: the slope of the
+inactive side, but for a descent that asks for another.  Within one they stay as they are, so that loss and
+gradient are smooth; along sliding planes the velocity of a neuron is projected to zero, and what the projection
+took off is kept.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from gflow.kernels.products import mul, mul_nt, mul_tn
 
 SQUARE, LOGISTIC, EXPONENTIAL, SOFTMAX = range(4)
 
-_HEADER = 3
+_HEADER = 4
+KINK = 3  # where the slope at zero stands in data
 PLANES = 8  # where the planes of the samples begin in dims
 
 
@@ -103,7 +106,8 @@ def _forward(theta, data, dims, work, w, z, f):
     mul(work, w, data, _HEADER, work, z, m, d, n)
     if work[0] == 0.0:
         for i in range(m * n):
-            work[slopes + i] = 1.0 if work[z + i] > 0.0 else data[2]
+            height = work[z + i]
+            work[slopes + i] = 1.0 if height > 0.0 else data[KINK] if height == 0.0 else data[2]
     for i in range(m * n):
         work[z + i] *= work[slopes + i]
     mul(theta, outer_at(dims), work, z, work, f, k, m, n)
@@ -314,3 +318,13 @@ def work_size(dims: np.ndarray) -> int:
     _, d, k, n, m, _, chain = (int(x) for x in dims[:7])
     pattern = 1 + m * n + m + m * d * d + m * d
     return pattern + chain * m * d + 3 * m * n + 5 * k * n + max(2 * m * d, m * n, k * n, k * m)
+
+
+def batch_layout(data: np.ndarray, dims: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of a batch of samples: where they go (see descent.py), its data to be filled, and its dims."""
+    rows = int(dims[1] + dims[2])
+    batch = np.concatenate([data[:_HEADER], np.zeros(rows * size)])
+    batch[0] *= dims[3] / size
+    dims = dims[:PLANES].copy()
+    dims[3] = size
+    return np.array([[_HEADER, _HEADER, rows, 1]]), batch, dims

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,6 +44,10 @@ class Model(Protocol):
         The linear map (k, d) of the network, if it has one.
     ``jacobian(theta, X)``
         Derivative (n, k, P) of the outputs by the parameters.
+    ``batch_arguments(problem, size)``
+        :class:`BatchArguments`, for descent on batches of so many samples.
+    ``kink_at``
+        Where ``data`` holds the slope that :func:`gflow.descend` takes at a kink; a model without kinks has none.
     """
 
     @property
@@ -55,6 +59,23 @@ class Model(Protocol):
     def kernel_arguments(self, problem: Any) -> tuple[Array, NDArray[np.int64], int]:
         """``data`` (float64), ``dims`` (int64) and the length of ``work`` for this problem."""
         ...
+
+
+class BatchArguments(NamedTuple):
+    """What the kernels need to see a batch of samples instead of all of them.
+
+    A compiled loop copies a batch of the ``n`` samples that are packed in ``samples`` to ``data``.  Each row
+    of ``table`` is an array of samples: where it begins in ``samples`` and in ``data``, how many numbers it
+    holds for each sample, and 1 if these stand in a column, (numbers, n), or 0 if in a row, (n, numbers).
+    The batch's loss must have the whole loss as its mean over all batches: a factor n / size on the sum.
+    """
+
+    n: int
+    samples: Array
+    table: NDArray[np.int64]
+    data: Array
+    dims: NDArray[np.int64]
+    work_size: int
 
 
 class Layered:

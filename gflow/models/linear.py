@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gflow._check import finite_array, generator, one_of, positive, positive_int
 from gflow.kernels import linear as kernels
-from gflow.models.base import Array, Layered
+from gflow.models.base import Array, BatchArguments, Layered
 from gflow.problem import Problem
 
 
@@ -30,15 +30,18 @@ def _draw(kind: str, rows: int, cols: int, rng: np.random.Generator) -> Array:
     return _orthonormal(rows, cols, rng) if kind == "orthogonal" else np.eye(rows, cols)
 
 
-def _kernel_data(problem: Problem) -> tuple[int, int, list[Array]]:
-    """Objective, number of samples and arrays of a problem, as the kernels lay them out."""
+def _kernel_data(problem: Problem, compress: bool) -> tuple[int, int, list[Array]]:
+    """Objective, number of samples (0 if none are left) and arrays of a problem, as the kernels lay them out.
+
+    Many samples are compressed to their moments, unless they are to be taken one by one.
+    """
     if problem.loss != "square":
         raise ValueError(f"problem must have the square loss for a linear network; it has {problem.loss!r}")
     x, y = problem.X, problem.Y
     floor = 0.0
     if problem.kind == "regression":
         n, d = x.shape
-        if n > d:
+        if n > d and compress:
             objective = kernels.COVARIANCE
             r: Any = np.linalg.qr(np.hstack([x, y]), mode="r")
             floor = float(problem.factor or 0.0) * float(np.sum(r[d:, d:] ** 2))
@@ -54,18 +57,29 @@ def _kernel_data(problem: Problem) -> tuple[int, int, list[Array]]:
         assert problem.mask is not None
         objective, arrays = kernels.COMPLETION, [y, problem.mask]
     header = np.array([problem.factor, problem.weight_decay, floor])
-    return objective, problem.samples or 0, [header, *arrays]
+    return objective, 0 if objective == kernels.COVARIANCE else problem.samples or 0, [header, *arrays]
 
 
 def _kernel_arguments(
-    model: Any, problem: Problem, widths: Sequence[int]
+    model: Any, problem: Problem, widths: Sequence[int], compress: bool = True
 ) -> tuple[Array, NDArray[np.int64], int]:
-    objective, samples, arrays = _kernel_data(problem)
+    objective, samples, arrays = _kernel_data(problem, compress)
     data = np.concatenate([np.ravel(a) for a in arrays])
     dims = np.array(
         [objective, problem.inputs, problem.outputs, samples, len(widths) - 1, *widths], dtype=np.int64
     )
     return data, dims, model._work_size(dims)
+
+
+def _batch_arguments(model: Any, problem: Problem, widths: Sequence[int], size: int) -> BatchArguments:
+    if problem.kind not in ("regression", "sensing"):
+        hint = ": give its entries as measurements, Problem.sensing" if problem.kind == "completion" else ""
+        raise ValueError(
+            f"batch_size must be None for a problem of kind {problem.kind!r}, which is no sum over samples{hint}"
+        )
+    samples, dims, _ = _kernel_arguments(model, problem, widths, compress=False)
+    table, data, dims = kernels.batch_layout(samples, dims, size)
+    return BatchArguments(len(problem.Y), samples, table, data, dims, model._work_size(dims))
 
 
 @dataclass(frozen=True)
@@ -124,6 +138,11 @@ class DeepLinear(Layered):
         """``data``, ``dims`` and the length of ``work`` that the kernels need for a problem."""
         self.check_problem(problem, self.widths[0], self.widths[-1])
         return _kernel_arguments(self, problem, self.widths)
+
+    def batch_arguments(self, problem: Problem, size: int) -> BatchArguments:
+        """What the kernels need for batches of so many samples or measurements."""
+        self.check_problem(problem, self.widths[0], self.widths[-1])
+        return _batch_arguments(self, problem, self.widths, size)
 
     def init(
         self,
@@ -275,6 +294,11 @@ class Symmetric(Layered):
         """``data``, ``dims`` and the length of ``work`` that the kernels need for a problem."""
         self.check_problem(problem, self.dimension, self.dimension)
         return _kernel_arguments(self, problem, (self.dimension, self.rank))
+
+    def batch_arguments(self, problem: Problem, size: int) -> BatchArguments:
+        """What the kernels need for batches of so many samples or measurements."""
+        self.check_problem(problem, self.dimension, self.dimension)
+        return _batch_arguments(self, problem, (self.dimension, self.rank), size)
 
     def init(
         self, kind: str = "gaussian", scale: float = 1e-3, rng: int | np.random.Generator | None = 0

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gflow._check import finite_array, generator, one_of, positive, positive_int
 from gflow.kernels import relu as kernels
-from gflow.models.base import Array, Layered
+from gflow.models.base import Array, BatchArguments, Layered
 from gflow.problem import Problem
 
 _LOSSES = {
@@ -62,6 +62,7 @@ class TwoLayerReLU(Layered):
             raise ValueError(f"train_outer must be True or False; got {self.train_outer!r}")
 
     invariants_decay = 2.0  # under weight decay μ they fall as e^(−2μt)
+    kink_at = kernels.KINK
     loss = property(lambda self: kernels.loss)
     gradient = property(lambda self: kernels.gradient)
 
@@ -92,7 +93,7 @@ class TwoLayerReLU(Layered):
         if problem.kind != "regression":
             raise ValueError(f"problem must hold samples X, Y for {self}; it is of kind {problem.kind!r}")
         plane, coefficients, normals = hyperplanes(problem.X)
-        header = np.array([problem.factor, problem.weight_decay, self.slope])
+        header = np.array([problem.factor, problem.weight_decay, self.slope, self.slope])
         parts: list[Array] = [header, problem.X.T, problem.Y.T, coefficients, normals]
         data = np.concatenate([part.ravel() for part in parts])
         counts = np.bincount(plane[coefficients != 0], minlength=len(normals))
@@ -105,6 +106,12 @@ class TwoLayerReLU(Layered):
             dtype=np.int64,
         )  # fmt: skip
         return data, dims, kernels.work_size(dims)
+
+    def batch_arguments(self, problem: Problem, size: int) -> BatchArguments:
+        """What the kernels need for batches of so many samples."""
+        samples, dims, _ = self.kernel_arguments(problem)
+        table, data, dims = kernels.batch_layout(samples, dims, size)
+        return BatchArguments(len(problem.X), samples, table, data, dims, kernels.work_size(dims))
 
     def init(
         self,

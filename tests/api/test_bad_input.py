@@ -33,6 +33,16 @@ def descend(**changes):
     return gflow.descend(**{**arguments, **changes})
 
 
+def many(**changes):
+    arguments = {"model": MODEL, "problem": PROBLEM, "thetas": np.tile(THETA0, (3, 1)), "t": 1.0}
+    return gflow.ensemble(**{**arguments, **changes})
+
+
+def relu_descend(**changes):
+    model = gflow.TwoLayerReLU(3, 2, 2, slope=0.2)
+    return descend(model=model, theta0=model.init(), **changes)
+
+
 @numba.njit
 def good_gradient(t, theta, data, dims, work, out):
     out[:] = theta
@@ -247,6 +257,72 @@ CASES = {
         lambda: descend(theta0=None, n_steps=3, start=descend()), "n_steps", "3"),
     "descent start of flow": (
         lambda: descend(theta0=None, n_steps=9, start=flow()), "step_size|start", "flow|None"),
+    "step_size of other length": (lambda: descend(step_size=[0.1, 0.2]), "step_size", r"\(2,\)"),
+    "step_size with a zero": (lambda: descend(step_size=[0.1, 0.0, 0.1]), "step_size", r"step_size\[1\] is 0"),
+    "step_size text": (lambda: descend(step_size="small"), "step_size", "'small'"),
+    "step_size that returns NaN": (lambda: descend(step_size=lambda k: NAN), "step_size", r"\(0\).*nan"),
+    "optimizer unknown": (lambda: descend(optimizer="sgd"), "optimizer", "'sgd'"),
+    "momentum without it": (lambda: descend(momentum=0.9), "momentum", "'gd'.*0.9"),
+    "momentum 1": (lambda: descend(optimizer="momentum", momentum=1.0), "momentum", "1.0"),
+    "betas of momentum": (lambda: descend(optimizer="momentum", betas=(0.9, 0.9)), "betas", "'momentum'"),
+    "betas of one": (lambda: descend(optimizer="adam", betas=0.9), "betas", "0.9"),
+    "betas of 1": (lambda: descend(optimizer="adam", betas=(0.9, 1.0)), r"betas\[1\]", "1.0"),
+    "eps 0": (lambda: descend(optimizer="adam", eps=0.0), "eps", "0.0"),
+    "batch_size 0": (lambda: descend(batch_size=0), "batch_size", "0"),
+    "batch_size above n": (lambda: descend(batch_size=5), "batch_size", "4; got 5"),
+    "batch_size of factorization": (
+        lambda: descend(model=SCALAR, problem=UNIT, theta0=[1.0, 1.0], batch_size=1), "batch_size",
+        "'factorization'"),
+    "batch_size of completion": (
+        lambda: descend(problem=gflow.Problem.completion(np.ones((2, 3)), MASK), batch_size=1), "batch_size",
+        "'completion'.*sensing"),
+    "batch_size of one's own model": (
+        lambda: gflow.descend(Own(good_gradient), None, [1.0, 2.0], 0.1, 3, batch_size=1), "batch_size", "Own"),
+    "replacement text": (lambda: descend(batch_size=2, replacement="no"), "replacement", "'no'"),
+    "rng of descent": (lambda: descend(batch_size=2, rng=-1), "rng", "-1"),
+    "kink of a linear network": (lambda: descend(kink=0.0), "kink", "DeepLinear"),
+    "kink below the slope": (lambda: relu_descend(kink=0.1), "kink", "0.1"),
+    "kink above 1": (lambda: relu_descend(kink=1.5), "kink", "1.5"),
+    "descent start of another optimizer": (
+        lambda: descend(theta0=None, n_steps=9, start=descend(), optimizer="adam"), "optimizer", "'adam'"),
+    "descent start of another seed": (
+        lambda: descend(theta0=None, n_steps=9, start=descend(batch_size=2, rng=1), rng=2), "rng", "2"),
+    "descent start of another schedule": (
+        lambda: descend(theta0=None, n_steps=4, start=descend(), step_size=[0.1, 0.2, 0.1, 0.1]), "step_size",
+        "step 1; got 0.2"),
+    # ensembles
+    "thetas of one axis": (lambda: many(thetas=THETA0), "thetas", r"\(10,\)"),
+    "thetas of other length": (lambda: many(thetas=np.ones((3, 4))), "thetas", r"\(3, 4\)"),
+    "thetas of NaN": (lambda: many(thetas=broken(np.ones((3, 10)), NAN)), "thetas", r"thetas\[0, 1\] is nan"),
+    "thetas of none": (lambda: many(thetas=np.ones((0, 10))), "thetas", r"\(0, 10\)"),
+    "ensemble without t": (lambda: many(t=None), "t", "step_size"),
+    "ensemble of both": (lambda: many(step_size=0.1, n_steps=3), "t", "step_size"),
+    "ensemble t": (lambda: many(t=-1.0), "t", "-1"),
+    "ensemble rtol": (lambda: many(rtol=2.0), "rtol", "2.0"),
+    "ensemble method": (lambda: many(method="rk4"), "method", "'rk4'"),
+    "ensemble atol of other length": (lambda: many(atol=[1e-9, 1e-9]), "atol", r"\(2,\)"),
+    "ensemble atol 0": (lambda: many(atol=[1e-9, 0.0, 1e-9]), "atol", r"atol\[1\] is 0"),
+    "ensemble events": (lambda: many(events=1), "events", "1"),
+    "ensemble jobs": (lambda: many(jobs=0), "jobs", "0"),
+    "ensemble observe": (lambda: many(observe="nothing"), "observe", "'nothing'"),
+    "ensemble of an unknown option": (lambda: many(dense=True), "dense", "ensemble"),
+    "ensemble of flows with n_steps": (lambda: many(n_steps=3), "n_steps", "flows"),
+    "ensemble of flows with momentum": (lambda: many(momentum=0.9), "momentum", "flows"),
+    "ensemble of descents with rtol": (lambda: many(t=None, step_size=0.1, n_steps=3, rtol=1e-3), "rtol", "descents"),
+    "ensemble of descents without n_steps": (lambda: many(t=None, step_size=0.1), "n_steps", "None"),
+    "ensemble step_size 0": (
+        lambda: many(t=None, step_size=[0.1, 0.0, 0.1], n_steps=3), "step_size", "0"),
+    "ensemble step_size of other length": (
+        lambda: many(t=None, step_size=[0.1, 0.1], n_steps=3), "step_size", "3 runs; got 2"),
+    "ensemble schedule of other length": (
+        lambda: many(t=None, step_size=np.ones((3, 2)), n_steps=3), "step_size", r"\(3, 2\)"),
+    "ensemble rng of other length": (
+        lambda: many(t=None, step_size=0.1, n_steps=3, batch_size=2, rng=[1, 2]), "rng", "3 runs; got 2"),
+    "ensemble rng negative": (
+        lambda: many(t=None, step_size=0.1, n_steps=3, batch_size=2, rng=[1, 2, -3]), "rng", "-3"),
+    "ensemble neuron at zero": (
+        lambda: gflow.ensemble(gflow.TwoLayerReLU(3, 2, 2), PROBLEM, np.zeros((1, 10)), 1.0), "thetas",
+        "w_0 of run 0"),
     # functions of states
     "effective_ranks of a vector": (lambda: gflow.observe.effective_ranks([1.0]), "matrix", r"\(1,\)"),
     "ntk of other inputs": (
@@ -275,7 +351,7 @@ def test_it_is_refused_by_name(call, argument, came):
 
 def test_all_but_the_wrong_ones_are_accepted():
     """The cases fail for what they change, not for what they have in common."""
-    assert flow().status.code == descend().status.code == "finished"
+    assert flow().status.code == descend().status.code == many().status.code == "finished"
     assert continued().status.code == "finished"
     assert gflow.flow(Own(good_gradient), None, [1.0, 2.0], 1.0).status.ok
     (
