@@ -25,12 +25,14 @@ from __future__ import annotations
 import numpy as np
 
 from gflow.kernels.abi import kernel
-from gflow.kernels.products import mul, mul_nt, mul_tn
+from gflow.kernels.products import loop_mul, loop_mul_nt, loop_mul_tn, mul, mul_nt, mul_tn
 
 COVARIANCE, SAMPLES, FACTORIZATION, SENSING, COMPLETION = range(5)
 
 _HEADER = 3
 _WIDTHS = 5
+# Up to this many multiplications in one layer the calls of a gradient cost more than its products (measured).
+_FEW = 256
 
 
 @kernel
@@ -45,7 +47,7 @@ def _add(source, i0, out, k0, n):
         out[k0 + i] += source[i0 + i]
 
 
-@kernel
+@kernel(forceinline=True)
 def _columns(dims):
     """Columns of the matrices that run through the network: samples, or the identity's."""
     return dims[3] if dims[0] == SAMPLES else dims[1]
@@ -132,7 +134,7 @@ def _output_loss(theta, work, p, data, dims, rest):
     return total
 
 
-@kernel
+@kernel(forceinline=True)
 def _add_decay(theta, data, out):
     if data[1] != 0.0:
         for i in range(theta.size):
@@ -173,9 +175,61 @@ def loss(t, theta, data, dims, work):
     return _output_loss(theta, work, end - dims[2] * _columns(dims), data, dims, end)
 
 
+@kernel(forceinline=True)
+def _gradient_of_numbers(theta, data, dims, work, out):
+    """Gradient of a chain of numbers: all widths one."""
+    p = 1.0
+    for layer in range(theta.size):
+        work[layer] = p
+        p *= theta[layer]
+    covariance = data[_HEADER] if dims[0] == COVARIANCE else 1.0
+    cross = data[_HEADER + 1] if dims[0] == COVARIANCE else data[_HEADER]
+    d = 2.0 * data[0] * (p * covariance - cross)
+    for layer in range(theta.size - 1, -1, -1):
+        out[layer] = d * work[layer]
+        d *= theta[layer]
+    _add_decay(theta, data, out)
+
+
 @kernel
-def gradient(t, theta, data, dims, work, out):
-    """Gradient of a deep linear network: one sweep forward, one back."""
+def _gradient_of_few(theta, data, dims, work, out):
+    """The gradient of a small network: what ``gradient`` does, in loops in place."""
+    depth, columns, samples = dims[4], _columns(dims), dims[0] == SAMPLES
+    weight, store, previous, widest = 0, 0, 0, dims[_WIDTHS]
+    for layer in range(depth):
+        cols, rows = dims[_WIDTHS + layer], dims[_WIDTHS + layer + 1]
+        widest = max(widest, rows)
+        if layer > 0:
+            loop_mul(theta, weight, work, previous, work, store, rows, cols, columns)
+        elif samples:
+            loop_mul(theta, weight, data, _HEADER, work, store, rows, cols, columns)
+        else:
+            for i in range(rows * cols):
+                work[i] = theta[i]
+        previous = store
+        weight += rows * cols
+        store += rows * columns
+    d, d_below = store, store + widest * columns
+    _residual_derivative(work, previous, d, data, dims, store + 2 * widest * columns)
+    for layer in range(depth - 1, 0, -1):
+        cols, rows = dims[_WIDTHS + layer], dims[_WIDTHS + layer + 1]
+        weight -= rows * cols
+        previous -= cols * columns
+        loop_mul_nt(work, d, work, previous, out, weight, rows, columns, cols)
+        loop_mul_tn(theta, weight, work, d, work, d_below, cols, rows, columns)
+        d, d_below = d_below, d
+    cols, rows = dims[_WIDTHS], dims[_WIDTHS + 1]
+    if samples:
+        loop_mul_nt(work, d, data, _HEADER, out, 0, rows, columns, cols)
+    else:
+        for i in range(rows * cols):
+            out[i] = work[d + i]
+    _add_decay(theta, data, out)
+
+
+@kernel
+def _gradient_of_many(theta, data, dims, work, out):
+    """Gradient of any deep linear network."""
     columns = _columns(dims)
     buffer = _widest(dims) * columns
     end = _forward(theta, data, dims, work)
@@ -195,6 +249,17 @@ def gradient(t, theta, data, dims, work, out):
         else:
             _copy(work, d, out, weight, rows * cols)
     _add_decay(theta, data, out)
+
+
+@kernel
+def gradient(t, theta, data, dims, work, out):
+    """Gradient of a deep linear network: one sweep forward, one back."""
+    if theta.size == dims[4] and (dims[0] == COVARIANCE or dims[0] == FACTORIZATION):
+        _gradient_of_numbers(theta, data, dims, work, out)
+    elif theta.size * _columns(dims) <= _FEW:
+        _gradient_of_few(theta, data, dims, work, out)
+    else:
+        _gradient_of_many(theta, data, dims, work, out)
 
 
 @kernel
