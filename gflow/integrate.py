@@ -146,9 +146,8 @@ def flow(
             "events must be False for a network with first_depth > 1: there one neuron's kink moves all others"
         )
     kind = _PiecewiseFlow if located else _Flow
-    objective.gradient(
-        state.theta
-    )  # what is wrong with a user's kernel shows here: compiled code cannot raise
+    o = objective  # what is wrong with a user's kernel shows here: compiled code cannot raise
+    o.gradient_kernel.call(0.0, state.theta, o.data, o.dims, o.work, state.gradient)
     run = kind(objective, tableau, state, times, rtol, atol, dense, None if start is None else start.state)
     watch = Watch(objective, observers, stop, run.now)
     spec = {
