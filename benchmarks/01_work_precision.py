@@ -10,13 +10,9 @@ finished by the cap is stopped and counts as the cap.
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-
-for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(name, "1")  # the fastest for everybody at these sizes; XLA has its own pool
 
 import common
 import numpy as np

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Iterable
@@ -38,6 +39,8 @@ class Worker:
 
     def _start(self) -> None:
         self.warm.clear()
+        for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(name, "1")  # the fastest for everybody at these sizes; XLA has its own pool
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other, self.group, self.task), daemon=True)
