@@ -31,8 +31,8 @@ class TimeUp(Exception):
 class Worker:
     """The process of one package on one task."""
 
-    def __init__(self, group: str, task: str) -> None:
-        self.group, self.task = group, task
+    def __init__(self, group: str, task: str, processor_time: bool) -> None:
+        self.group, self.task, self.processor_time = group, task, processor_time
         self.names: list[str] = []
         self.warm: set[str] = set()
         self._start()
@@ -43,7 +43,9 @@ class Worker:
             os.environ.setdefault(name, "1")  # the fastest for everybody at these sizes; XLA has its own pool
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, self.group, self.task), daemon=True)
+        self.process = context.Process(
+            target=_serve, args=(other, self.group, self.task, self.processor_time), daemon=True
+        )
         self.process.start()
         other.close()
         answer = self._answer(_SETUP_SECONDS)
@@ -84,7 +86,7 @@ class Worker:
         self.pipe.close()
 
 
-def _serve(pipe: Connection, group: str, task_name: str) -> None:
+def _serve(pipe: Connection, group: str, task_name: str, processor_time: bool) -> None:
     import peers
     import problems
 
@@ -94,17 +96,18 @@ def _serve(pipe: Connection, group: str, task_name: str) -> None:
     except ImportError:
         pipe.send(f"{package} is not installed")
         return
+    clock = time.process_time if processor_time else time.perf_counter
     pipe.send(list(contestants))
     while True:
         name, rtol, repeats = pipe.recv()
         states: Any = None
-        start = time.perf_counter()
+        start = clock()
         try:
             for _ in range(repeats):
                 states = contestants[name](rtol)
         except Exception as error:
             states = repr(error)[:200]
-        pipe.send(((time.perf_counter() - start) / repeats, states))
+        pipe.send(((clock() - start) / repeats, states))
 
 
 @dataclass
@@ -146,17 +149,18 @@ class Curve:
 
 def race(
     task: Any, groups: Iterable[str], reference: np.ndarray, cap: float, rounds: int, say: Any = print,
-    only: str | None = None,
+    only: str | None = None, processor_time: bool = False,
 ) -> tuple[list[Curve], dict[str, str]]:  # fmt: skip
     """Curves of all contestants, and why packages are absent.
 
     First each contestant goes down the tolerances alone, until it takes longer than the cap; what remains are
-    then timed in turn, A B C A B C, for ``rounds`` rounds (fewer where a call is long).
+    then timed in turn, A B C A B C, for ``rounds`` rounds (fewer where a call is long).  ``processor_time`` counts
+    that of a package's process, all threads; the cap stays the wall's.
     """
     workers, absent, curves = {}, {}, []
     for group in groups:
         try:
-            workers[group] = Worker(group, task.name)
+            workers[group] = Worker(group, task.name, processor_time)
         except ImportError as error:
             absent[group] = str(error)
         except TimeUp:
@@ -172,7 +176,7 @@ def race(
                 curve.points.append(point)
                 if point.capped:
                     break  # a tighter one takes longer
-                repeats = max(1, round(_SAMPLE_SECONDS / point.seconds))
+                repeats = max(1, round(_SAMPLE_SECONDS / max(point.seconds, 1e-5)))
                 jobs.append((worker, curve, point, repeats))
                 samples.append([point.seconds] if point.seconds > 1.0 else [])
             say(f"  {name}: " + ", ".join(_text(p) for p in curve.points))
