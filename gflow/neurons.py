@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import lsq_linear
 
 from gflow._check import finite_array
+from gflow.kernels import losses
+from gflow.models.base import loss_code
 
 Array = NDArray[np.float64]
 Observable = Callable[[Any, Any, ArrayLike], Any]
@@ -78,17 +80,12 @@ def multipliers(model: Any, problem: Any, theta: ArrayLike) -> Array:
 
 def output_derivative(model: Any, problem: Any, theta: ArrayLike) -> Array:
     """Derivative (n, k) of the loss by the outputs f(x_i), with the problem's factor."""
-    f, y = model.function(theta, problem.X), problem.Y
-    if problem.loss == "square":
-        slope = 2.0 * (f - y)
-    elif problem.loss == "logistic":
-        slope = -y / (1.0 + np.exp(np.minimum(y * f, 700.0)))
-    elif problem.loss == "exponential":
-        slope = -y * np.exp(-y * f)
-    else:
-        p = np.exp(f - f.max(axis=1, keepdims=True))
-        slope = p / p.sum(axis=1, keepdims=True) - y
-    return problem.factor * slope
+    f = model.function(theta, problem.X)
+    n, k = f.shape
+    work = np.concatenate([f.T.ravel(), np.empty(n * k)])
+    labels = np.ascontiguousarray(problem.Y.T).ravel()
+    losses.derivative(loss_code(problem), problem.factor, k, n, labels, 0, work, 0, n * k)
+    return work[n * k :].reshape(k, n).T
 
 
 def outputs(model: Any, problem: Any, theta: ArrayLike) -> Array:
@@ -99,8 +96,8 @@ def outputs(model: Any, problem: Any, theta: ArrayLike) -> Array:
 def margin(model: Any, problem: Any, theta: ArrayLike) -> float:
     """Normalised margin: the least y f(x), or the label's output less the largest other, over ‖θ‖^degree.
 
-    The degree of homogeneity is that of what is trained: the matrices of the first layer, and the outer
-    layer unless it is fixed; ‖θ‖ is the norm of these.
+    For networks that are homogeneous in their parameters, of the degree that counts the trained matrices of a
+    product (a fixed outer layer is none of them); ‖θ‖ is the norm of what is trained.
     """
     f, y = outputs(model, problem, theta), problem.Y
     if y.shape[1] == 1:
@@ -110,9 +107,11 @@ def margin(model: Any, problem: Any, theta: ArrayLike) -> float:
         others = f.copy()
         others[right] = -np.inf
         least = float(np.min(f[right] - others.max(axis=1)))
-    trained = model.unpack(theta) if model.train_outer else model.unpack(theta)[:-1]
+    matrices = model.unpack(theta)
+    trained = matrices if getattr(model, "train_outer", True) else matrices[:-1]
     size = np.sqrt(sum(float(np.sum(w**2)) for w in trained))
-    return least / size ** len(trained) if size > 0 else float("nan")
+    degree = getattr(model, "degree", len(trained))
+    return least / size**degree if size > 0 else float("nan")
 
 
 def cosines_to(directions: ArrayLike) -> Observable:
