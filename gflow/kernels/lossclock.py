@@ -20,8 +20,10 @@ from gflow.kernels.explicit import (
     CHECKPOINTS,
     DISSIPATION,
     FINISHED,
+    FRESH,
     H_BEFORE,
     HISTORY,
+    MOVED,
     PAUSED,
     SAVED,
     T_BEFORE,
@@ -178,12 +180,15 @@ def _tick(gradient, loss, data, dims, work, tableau, state, output, clock, rtol,
 
 @kernel
 def _save_within(gradient, loss, data, dims, work, tableau, state, output, clock, rtol, atol):
-    """Save the next level, which lies within the last step: Illinois with a bisection now and then."""
+    """Save the next level, which lies within the last step: Illinois with a bisection now and then.
+
+    By the loss of the state; where an event has changed the field since, by the rise of l before it.
+    """
     place, h = output.cursor[SAVED], state.clock[H_BEFORE]
     target, out = clock.levels[place], output.theta[place]
     low, high = 0.0, _part(state)
     below, above = clock.numbers[LEVEL_BEFORE] - target, clock.numbers[LEVEL] - target
-    x = high
+    end = x = high
     for trial in range(100):
         x = 0.5 * (low + high)
         if trial % 5 != 4 and above > below:
@@ -193,7 +198,10 @@ def _save_within(gradient, loss, data, dims, work, tableau, state, output, clock
         output.dissipation[place] = explicit.state_at(
             gradient, data, dims, work, tableau, state, state.clock[T_BEFORE] + x * h, out, rtol, atol
         )
-        here = -loss(0.0, out, data, dims, work) - target
+        if state.counters[FRESH] == MOVED:
+            here = clock.numbers[LEVEL] - target - (_at(clock.rise, end) - _at(clock.rise, x))
+        else:
+            here = -loss(0.0, out, data, dims, work) - target
         if abs(here) <= 4.0 * _EPS * max(1.0, abs(target)) or high - low <= 4.0 * _EPS * high:
             break
         if here > 0.0:

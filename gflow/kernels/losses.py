@@ -17,6 +17,9 @@ from gflow.kernels.abi import kernel
 
 SQUARE, LOGISTIC, EXPONENTIAL, SOFTMAX, LOG_LOGISTIC, LOG_EXPONENTIAL, LOG_SOFTMAX = range(7)
 
+# Margin from which on log(1 + e^-m) is e^-m to the last bit, and the exponent below which e^x is nothing.
+_LARGE, _NOTHING = 40.0, -700.0
+
 
 @kernel
 def _class(k, n, data, y, i):
@@ -38,7 +41,7 @@ def _others(right, k, n, work, f, i):
     total = 0.0
     for a in range(k):
         if a != right:
-            total += np.exp(work[f + a * n + i] - top)
+            total += _exp(work[f + a * n + i] - top)
     return top, total
 
 
@@ -55,30 +58,36 @@ def _margin(code, k, n, data, y, work, f, i):
 @kernel
 def _log_of(code, m):
     """Logarithm of a sample's loss at the margin m."""
-    if code == LOG_EXPONENTIAL:
+    if code == LOG_EXPONENTIAL or m > _LARGE:
         return -m
     if m < 0.0:
         return np.log(np.log1p(np.exp(m)) - m)
     u = np.exp(-m)
-    return np.log(np.log1p(u) / u) - m if u > 0.0 else -m
+    return np.log(np.log1p(u) / u) - m
+
+
+@kernel
+def _exp(x):
+    """e^x; libraries are slow where it underflows."""
+    return np.exp(x) if x > _NOTHING else 0.0
 
 
 @kernel
 def _rate(code, m):
     """-l'(m) / l(m) of a sample's loss l; tends to 1 for large margins."""
-    if code == LOG_EXPONENTIAL:
+    if code == LOG_EXPONENTIAL or m > _LARGE:
         return 1.0
     if m < 0.0:
         u = np.exp(m)
         return 1.0 / ((1.0 + u) * (np.log1p(u) - m))
     u = np.exp(-m)
-    return u / ((1.0 + u) * np.log1p(u)) if u > 0.0 else 1.0
+    return u / ((1.0 + u) * np.log1p(u))
 
 
 @kernel
 def _bend(code, m):
     """-l''(m) / l'(m)."""
-    return 1.0 if code == LOG_EXPONENTIAL else 1.0 / (1.0 + np.exp(-m))
+    return 1.0 if code == LOG_EXPONENTIAL or m > _LARGE else 1.0 / (1.0 + np.exp(-m))
 
 
 @kernel
@@ -90,9 +99,9 @@ def value(code, factor, k, n, data, y, work, f):
         for i in range(n):
             term = _log_of(code, _margin(code, k, n, data, y, work, f, i))
             if term <= top:
-                total += np.exp(term - top)
+                total += _exp(term - top)
             else:
-                total = total * np.exp(top - term) + 1.0
+                total = total * _exp(top - term) + 1.0
                 top = term
         return np.log(factor * total) + top
     if code == SQUARE:
@@ -165,9 +174,10 @@ def _log_derivative(code, k, n, data, y, work, f, out):
         work[out + i] = _log_of(code, _margin(code, k, n, data, y, work, f, i))
         top = max(top, work[out + i])
     for i in range(n):
-        total += np.exp(work[out + i] - top)
+        work[out + i] = _exp(work[out + i] - top)
+        total += work[out + i]
     for i in range(n):
-        share = np.exp(work[out + i] - top) / total
+        share = work[out + i] / total
         pull = share * _rate(code, _margin(code, k, n, data, y, work, f, i))
         if code != LOG_SOFTMAX:
             work[out + i] = -pull * data[y + i]
@@ -175,7 +185,7 @@ def _log_derivative(code, k, n, data, y, work, f, out):
         right = _class(k, n, data, y, i)
         highest, others = _others(right, k, n, work, f, i)
         for a in range(k):
-            work[out + a * n + i] = pull * np.exp(work[f + a * n + i] - highest) / others
+            work[out + a * n + i] = pull * _exp(work[f + a * n + i] - highest) / others
         work[out + right * n + i] = -pull
 
 

@@ -119,6 +119,11 @@ class DeepLinear(Layered):
         return len(self.widths) - 1
 
     @property
+    def degree(self) -> int:
+        """Degree N of homogeneity in the parameters."""
+        return self.depth
+
+    @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """Shapes (rows, columns) of W_1, ..., W_N."""
         return tuple(zip(self.widths[1:], self.widths[:-1], strict=True))
@@ -268,7 +273,7 @@ class Symmetric(Layered):
         positive_int("dimension", self.dimension)
         positive_int("rank", self.rank)
 
-    degree = 2  # of homogeneity: U stands in the product twice
+    degree = 2  # of homogeneity in the parameters
     loss = property(lambda self: kernels.symmetric_loss)
     gradient = property(lambda self: kernels.symmetric_gradient)
     hvp = property(lambda self: kernels.symmetric_hvp)

@@ -70,6 +70,11 @@ class TwoLayerReLU(Layered):
         return self.first_depth == 1
 
     @property
+    def degree(self) -> int:
+        """Degree of homogeneity in what is trained: the number of its matrices."""
+        return self.first_depth + self.train_outer
+
+    @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """Shapes of W (or of W_1, W_2, …) and A."""
         m = self.width
