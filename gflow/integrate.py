@@ -159,6 +159,7 @@ def flow(
         raise ValueError(
             "events must be False for a network with first_depth > 1: there one neuron's kink moves all others"
         )
+    kind: type[_Flow]
     if clock == "loss":
         origin = -potential.loss(state.theta) if start is None else float(start.t[-1])
         kind = _PiecewiseLossClock if located else _LossClock
@@ -323,7 +324,9 @@ class _Flow:
         return Status("step_too_small", self.stopped_at("the step size fell below the spacing of t") + advice)
 
     def stopped_at(self, why: str) -> str:
-        return f"Stopped at {self.clock_name} = {self.t:.6g} of {self.total:g} after {self.steps} steps: {why}."
+        return (
+            f"Stopped at {self.clock_name} = {self.t:.6g} of {self.total:g} after {self.steps} steps: {why}."
+        )
 
     def reached(self) -> tuple[Array, Array, Array]:
         """Times, states and dissipation that were saved, and the last state where the end was not reached."""

@@ -139,7 +139,9 @@ def angle_to(map: ArrayLike) -> Observable:
 
 def _end_to_end(model: Any, theta: ArrayLike) -> Array:
     if not hasattr(model, "end_to_end"):
-        raise ValueError(f"model must have an end-to-end map for this observable; {type(model).__name__} has not")
+        raise ValueError(
+            f"model must have an end-to-end map for this observable; {type(model).__name__} has not"
+        )
     return model.end_to_end(theta)
 
 

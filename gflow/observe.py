@@ -560,8 +560,8 @@ def limit(trajectory: Trajectory, observable: str | Callable[..., Any]) -> Limit
         steps = [float(np.linalg.norm(b - a)) for a, b in pairwise(table)]
         for order in range(1, len(table)):
             step, before = steps[order - 1], steps[order - 2] if order > 1 else np.inf
-            share = abs(term[order]) / max(abs(term[order] - term[order - 1]), np.finfo(float).tiny)
-            error = max(step * max(2.0, 1.5 * float(share)), noise)
+            left, taken = abs(float(term[order])), abs(float(term[order] - term[order - 1]))
+            error = max(step * max(2.0, 1.5 * left / max(taken, np.finfo(float).tiny)), noise)
             if order > 1:
                 error = max(error, 0.02 * before) if step < before else np.inf
             if error < best.error:

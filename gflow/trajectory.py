@@ -84,7 +84,7 @@ class Gauges(NamedTuple):
     ``invariant_drift`` (T,): largest change of a conserved quantity, relative to the size of the
     terms that cancel in it; None if the model names no invariants.
     ``dissipation_defect`` (T,): \\|L(0) − L(t) − ∫‖∇L‖²dt\\| relative to L(0); None without a loss or
-    for gradient descent.  With ``clock="loss"``: \|log(L(0)/L) − ∫‖∇log L‖²ds\| relative to
+    for gradient descent.  With ``clock="loss"``: \\|log(L(0)/L) − ∫‖∇log L‖²ds\\| relative to
     max(1, log(L(0)/L)).
     """
 
@@ -378,8 +378,8 @@ class Trajectory:
         if self.log_time is not None and reference.log_time is not None:
             log_time = np.full(len(self.t), np.nan)
             ours, theirs = self.log_time[reached], reference.log_time[match]
-            with np.errstate(invalid="ignore"):
-                log_time[reached] = np.where(ours == theirs, 0.0, np.abs(ours - theirs))  # both -inf at the start
+            with np.errstate(invalid="ignore"):  # both are -inf at the start
+                log_time[reached] = np.where(ours == theirs, 0.0, np.abs(ours - theirs))
         return ErrorEstimate(theta, loss, reference, log_time)
 
     def save(self, path: str | Path) -> Path:

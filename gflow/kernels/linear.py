@@ -128,9 +128,7 @@ def _output_loss(theta, work, p, data, dims, rest):
         for i in range(size):
             total += data[_HEADER + size + i] * (work[p + i] - data[_HEADER + i]) ** 2
     elif objective > SAMPLES:
-        total = losses.value(
-            objective - SAMPLES, factor, outputs, m, data, _HEADER + inputs * m, work, p
-        )
+        total = losses.value(objective - SAMPLES, factor, outputs, m, data, _HEADER + inputs * m, work, p)
         factor = 1.0
     else:
         target = _HEADER + (inputs * m if objective == SAMPLES else 0)

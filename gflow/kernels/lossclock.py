@@ -247,9 +247,7 @@ def advance(gradient, loss, data, dims, work, tableau, state, output, clock, rto
         if budget <= 0:
             return PAUSED
         taken, rows = counters[ACCEPTED], cursor[HISTORY]
-        code = explicit.advance(
-            gradient, data, dims, work, tableau, state, output, rtol, atol, 1, max_steps
-        )
+        code = explicit.advance(gradient, data, dims, work, tableau, state, output, rtol, atol, 1, max_steps)
         settled = _tick(
             gradient, loss, data, dims, work, tableau, state, output, clock, rtol, atol, taken, rows
         )

@@ -95,7 +95,9 @@ def _constraints(problem: Problem) -> tuple[Array, tuple[NDArray[np.int64], NDAr
     n, k = y.shape
     if k == 1:
         if not np.all(np.abs(y) == 1):
-            raise ValueError(f"Y must hold one label +1 or -1 per sample; got a label {y[np.abs(y) != 1][0]:g}")
+            raise ValueError(
+                f"Y must hold one label +1 or -1 per sample; got a label {y[np.abs(y) != 1][0]:g}"
+            )
         return y * x, (np.arange(n), np.zeros(n, dtype=np.int64))
     if not np.all((y == 0) | (y == 1)) or not np.all(y.sum(axis=1) == 1):
         raise ValueError(f"Y must be one-hot, with a single 1 in each row; got rows such as {y[0]!s:.60}")
