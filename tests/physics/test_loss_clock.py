@@ -193,6 +193,24 @@ def test_stop_and_record(tmp_path):
     assert on.status.ok and np.isfinite(on.log_time).all()
 
 
+def test_pictures_and_comparisons_know_the_clock():
+    from matplotlib.figure import Figure
+
+    model, problem = CASES["predictor, logistic"]
+    got = by_loss(model, problem, start_of(model), [2.0, 5.0, 30.0])
+    ax = Figure().subplots()
+    (line,) = gflow.plot.loss(ax, got)
+    np.testing.assert_array_equal(line.get_xdata(), got.log_time)
+    np.testing.assert_allclose(line.get_ydata(), -got.t, rtol=1e-11)
+    gflow.plot.steps(ax, got)
+    assert "1/L" in ax.get_xlabel()
+    square = gflow.Problem.factorization([[2.0]])
+    net = gflow.DeepLinear((1, 1, 1))
+    prediction = gflow.theory.linear.modes(net, square, net.init("aligned", scale=0.1, problem=square))
+    with pytest.raises(ValueError, match="trajectory.*clock"):
+        gflow.compare(got, prediction)
+
+
 def test_data_that_are_not_separable_are_said_to_be_so():
     model, problem = CASES["not separable"]
     got = by_loss(model, problem, start_of(model), 50.0)
