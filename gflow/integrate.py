@@ -26,8 +26,9 @@ from gflow._run import (
     trajectory_or_none,
     versions,
 )
-from gflow.kernels import explicit, piecewise, tableaus
+from gflow.kernels import explicit, lossclock, piecewise, tableaus
 from gflow.objective import Objective
+from gflow.problem import Problem
 from gflow.trajectory import Events, Status, Steps, Trajectory
 
 METHODS = {"tsit5": tableaus.tsit5, "dop853": tableaus.dop853}
@@ -45,6 +46,7 @@ def flow(
     method: str = "auto",
     rtol: float = 1e-9,
     atol: float | None = None,
+    clock: str = "time",
     observe: Observers = None,
     stop: Callable[[float, Array], bool] | None = None,
     events: bool = True,
@@ -65,7 +67,8 @@ def flow(
         Initial parameters; None (or the same parameters) with ``start=``.
     t : array (T,) or float
         Increasing times ≥ 0 at which to save the state; one number t saves 0 and t.  Saving more
-        times does not change the steps.
+        times does not change the steps.  With ``clock="loss"``: increasing values of log(1/L) from the
+        start's own on; one number saves the start and the state at that value.
     method : {"auto", "tsit5", "dop853"}
         Runge-Kutta pair of order 5(4) or 8(5,3).  ``"auto"`` takes Tsit5 for rtol ≥ 1e-6 and DOP853
         below, and Tsit5 for ReLU networks of more than 2,000 neuron-sample pairs, whose events cut the
@@ -75,17 +78,26 @@ def flow(
     atol : float, optional
         Absolute tolerance; default rtol × 1e-3 × the smallest non-zero root mean square over the
         start's blocks (layers, neurons), so that a tiny start is resolved.
+    clock : {"time", "loss"}
+        What t is.  ``"loss"``, for the logistic, exponential and softmax losses without weight decay, whose
+        minima lie at infinity: log(1/L), so that ``t=np.log(1e12)`` goes on to the loss 1e-12 and t = 1e6 is
+        within reach.  The flow is then integrated as dθ/ds = −∇log L, in which nothing under- or overflows;
+        its time is ``trajectory.log_time``, the logarithm of t, with an error of about rtol (1 + log(1/L)).
+        Step sizes are in units of log(1/L), and the gauge of the dissipation is that of log L.  With
+        ``start=`` it is to be given again.
     observe : name, callable, list of them, or dict of name to callable, optional
         Observables f(model, problem, theta) to compute at the saved times; names are those of
         :mod:`gflow.observe`.  Results: ``trajectory[name]``, NaN at states that an interrupt left unseen.
     stop : callable, optional
-        ``stop(t, theta)`` is called after every accepted step; True ends the run there.
+        ``stop(t, theta)`` is called after every accepted step, with t as the clock counts it; True ends
+        the run there.
     events : bool
         For a ReLU network: locate the kinks and follow the exact flow through and along them; the table
         is ``trajectory.events``.  False takes plain adaptive steps over them, for very wide networks.
     dense : bool
         Keep the interpolant of every step, for ``trajectory.at(t)``.  Steps whose interpolant would be less
-        exact than their end are halved, so that stiff problems take more of them.
+        exact than their end are halved, so that stiff problems take more of them.  Not with
+        ``clock="loss"``.
     start : Trajectory, optional
         Go on from a trajectory of the same model and problem, with its method and tolerances; the
         result equals the uninterrupted run bit for bit.
@@ -117,11 +129,13 @@ def flow(
     """
     objective = Objective(model, problem)
     trajectory_or_none("start", start)
-    times = _times(t, start)
+    potential = _potential(objective, one_of("clock", clock, ("time", "loss")))
     max_steps = positive_int("max_steps", max_steps)
     for name, value in (("events", events), ("dense", dense)):
         if not isinstance(value, bool | np.bool_):
             raise ValueError(f"{name} must be True or False; got {value!r:.80}")
+    if dense and clock == "loss":
+        raise ValueError("dense must be False with clock='loss': give the values of log(1/L) to save in t")
     observers = parse_observers(observe)
     callable_or_none("stop", stop)
     if start is None:
@@ -137,7 +151,7 @@ def flow(
         tableau = METHODS[method]()
         state = explicit.new_state(theta, 0.0, tableau)
     else:
-        theta, method, rtol, atol = _continued(objective, theta0, start, method, rtol, atol)
+        theta, method, rtol, atol = _continued(objective, theta0, start, method, rtol, atol, clock)
         tableau = METHODS[method]()
         state = explicit.State._make(start.state[name].copy() for name in explicit.State._fields)
     located = events and hasattr(model, "piecewise")
@@ -145,14 +159,21 @@ def flow(
         raise ValueError(
             "events must be False for a network with first_depth > 1: there one neuron's kink moves all others"
         )
-    kind = _PiecewiseFlow if located else _Flow
-    o = objective  # what is wrong with a user's kernel shows here: compiled code cannot raise
+    kind: type[_Flow]
+    if clock == "loss":
+        origin = -potential.loss(state.theta) if start is None else float(start.t[-1])
+        kind = _PiecewiseLossClock if located else _LossClock
+    else:
+        origin = 0.0 if start is None else float(start.t[-1])
+        kind = _PiecewiseFlow if located else _Flow
+    times = _times(t, origin, start, clock)
+    o = potential  # what is wrong with a user's kernel shows here: compiled code cannot raise
     o.gradient_kernel.call(0.0, state.theta, o.data, o.dims, o.work, state.gradient)
-    run = kind(objective, tableau, state, times, rtol, atol, dense, None if start is None else start.state)
+    run = kind(potential, tableau, state, times, rtol, atol, dense, None if start is None else start.state)
     watch = Watch(objective, observers, stop, run.now)
     spec = {
         "model": model, "problem": problem, "theta0": theta, "t": times, "method": method, "rtol": rtol,
-        "atol": atol, "observe": observe, "stop": stop, "events": events, "dense": dense,
+        "atol": atol, "clock": clock, "observe": observe, "stop": stop, "events": events, "dense": dense,
         "max_steps": run.steps_before + max_steps,
     }  # fmt: skip
     outcome = drive(run, watch, max_steps, progress)
@@ -177,6 +198,7 @@ class _Flow:
     """One adaptive integration: where it stands, and how it goes on."""
 
     verb = "flow"
+    clock_name = "t"
 
     def __init__(
         self, objective: Objective, tableau: tableaus.Tableau, state: explicit.State,
@@ -233,7 +255,7 @@ class _Flow:
         return self.t <= self.total
 
     def note(self) -> str:
-        return f"t = {self.t:.4g}, {self.steps} steps, h = {self.state.clock[explicit.H]:.2g}"
+        return f"{self.clock_name} = {self.t:.4g}, {self.steps} steps, h = {self.state.clock[explicit.H]:.2g}"
 
     def _new_history(self) -> None:
         self.history.append(np.empty((_HISTORY_BLOCK * min(2 ** len(self.history), 64), 3)))
@@ -273,6 +295,9 @@ class _Flow:
         )
 
     def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
+        return self._compiled(output, budget, max_steps)
+
+    def _compiled(self, output: explicit.Output, budget: int, max_steps: int) -> int:
         o = self.objective
         return explicit.advance(
             o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, output,
@@ -281,7 +306,7 @@ class _Flow:
 
     def _outcome(self, code: int, max_steps: int) -> Status:
         if code == explicit.FINISHED:
-            return Status("finished", f"Reached t = {self.total:g} in {self.steps} steps.")
+            return Status("finished", f"Reached {self.clock_name} = {self.total:g} in {self.steps} steps.")
         if code == explicit.MAX_STEPS:
             h = self.state.clock[explicit.H]
             advice = (
@@ -299,7 +324,9 @@ class _Flow:
         return Status("step_too_small", self.stopped_at("the step size fell below the spacing of t") + advice)
 
     def stopped_at(self, why: str) -> str:
-        return f"Stopped at t = {self.t:.6g} of {self.total:g} after {self.steps} steps: {why}."
+        return (
+            f"Stopped at {self.clock_name} = {self.t:.6g} of {self.total:g} after {self.steps} steps: {why}."
+        )
 
     def reached(self) -> tuple[Array, Array, Array]:
         """Times, states and dissipation that were saved, and the last state where the end was not reached."""
@@ -365,12 +392,15 @@ class _PiecewiseFlow(_Flow):
             o.work[:] = before["work"]
             self.table.append(before["pending"])
 
-    def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
+    def _compiled(self, output: explicit.Output, budget: int, max_steps: int) -> int:
         o = self.objective
-        code = piecewise.advance(
+        return piecewise.advance(
             o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, output, self.pattern,
             self.rtol, self.atol, budget, max_steps,
         )  # fmt: skip
+
+    def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
+        code = self._compiled(output, budget, max_steps)
         numbers = self.pattern.numbers
         self.table.append(self.pattern.table[: numbers[piecewise.EVENTS]].copy())
         self.non_unique += int(numbers[piecewise.NON_UNIQUE])
@@ -416,19 +446,98 @@ class _PiecewiseFlow(_Flow):
         return replace(made, events=events, state=state, checkpoints=None)
 
 
-def _times(t: ArrayLike, start: Trajectory | None) -> Array:
-    origin = 0.0 if start is None else float(start.t[-1])
+class _LossClock(_Flow):
+    """An integration of dθ/ds = −∇log L that saves at values of log(1/L); its objective is log L."""
+
+    clock_name = "log(1/L)"
+
+    def __init__(
+        self, objective: Objective, tableau: tableaus.Tableau, state: explicit.State,
+        times: Array, rtol: float, atol: float, dense: bool, before: dict[str, Array] | None = None,
+    ) -> None:  # fmt: skip
+        level = -objective.loss(state.theta)
+        self.clock = lossclock.new_clock(times, level, tableau.interpolant.shape[1])
+        if before is not None:
+            self.clock.numbers[:] = before["loss_clock"]
+        self.never = np.full(len(times) + 1, np.inf)
+        super().__init__(objective, tableau, state, times, rtol, atol, dense, before)
+
+    @property
+    def t(self) -> float:
+        return float(self.clock.numbers[lossclock.LEVEL])
+
+    def output(self) -> explicit.Output:
+        return super().output()._replace(times=self.never)
+
+    def _compiled(self, output: explicit.Output, budget: int, max_steps: int) -> int:
+        o = self.objective
+        common = (
+            o.gradient_kernel, o.loss_kernel, o.data, o.dims, o.work, self.tableau, self.state, output, self.clock
+        )  # fmt: skip
+        rest = self.rtol, self.atol, budget, max_steps
+        if isinstance(self, _PiecewiseFlow):
+            return lossclock.advance_piecewise(*common, self.pattern, *rest)
+        return lossclock.advance(*common, *rest)
+
+    def _outcome(self, code: int, max_steps: int) -> Status:
+        if code == lossclock.SETTLED:
+            return Status(
+                "settled",
+                self.stopped_at("log L has ceased to fall, and nothing moves any more")
+                + " The loss tends to a finite value here: the network does not separate the data.",
+            )
+        return super()._outcome(code, max_steps)
+
+    def trajectory(self, outcome: Status, watch: Watch, spec: dict[str, Any]) -> Trajectory:
+        """The trajectory as far as it has come, with its time."""
+        made, clock, n = super().trajectory(outcome, watch, spec), self.clock, self.saved
+        log_time, s = clock.log_times[:n], clock.s[:n]
+        base = clock.numbers[lossclock.BASE]
+        if len(made.t) > n:
+            log_time = np.append(log_time, clock.numbers[lossclock.LOG_TIME])
+            s = np.append(s, base + self.state.clock[explicit.T])
+        checkpoints = made.checkpoints
+        if checkpoints is not None:
+            checkpoints = checkpoints[0] + base, checkpoints[1]
+        state = {**made.state, "loss_clock": clock.numbers}
+        return replace(made, log_time=log_time, s=s, checkpoints=checkpoints, state=state)
+
+
+class _PiecewiseLossClock(_LossClock, _PiecewiseFlow):
+    """The same with the kinks of a ReLU network located."""
+
+
+def _potential(objective: Objective, clock: str) -> Objective:
+    """What the flow descends: L, or log L by the clock of the loss."""
+    if clock == "time":
+        return objective
+    model, problem = objective.model, objective.problem
+    if not getattr(model, "logarithms", False) or not isinstance(problem, Problem):
+        raise ValueError(
+            "clock must be 'time' for a model whose kernels know nothing of log L (logarithms = True says that they "
+            f"heed problem.logarithm, see gflow.models.base.Model); got 'loss' for {type(model).__name__}"
+        )
+    if problem.logarithm:
+        raise ValueError("clock must be 'time' for a problem that has log L in the place of L; got 'loss'")
+    try:
+        return Objective(model, problem.log)
+    except ValueError as error:
+        raise ValueError(f"clock must be 'time' for this problem; got 'loss': {error}") from error
+
+
+def _times(t: ArrayLike, origin: float, start: Trajectory | None, clock: str) -> Array:
     try:
         scalar = np.ndim(t) == 0
     except ValueError:
         scalar = False
+    where = f"log(1/L) = {origin:.17g} of the start" if clock == "loss" else f"the start, {origin:g}"
     if scalar:
         end = finite_array("t", t, ())
         if not end > origin:
-            raise ValueError(f"t must be above the start, {origin:g}; got {end:g}")
+            raise ValueError(f"t must be above {where}; got {end:g}")
         return np.array([origin, float(end)])
     times = finite_array("t", t, ("T",))
-    if times[0] < 0:
+    if clock == "time" and times[0] < 0:
         raise ValueError(f"t must be >= 0; t[0] is {times[0]:g}")
     back = np.flatnonzero(np.diff(times) <= 0)
     if back.size:
@@ -437,7 +546,8 @@ def _times(t: ArrayLike, start: Trajectory | None) -> Array:
             f"t must increase; t[{i}] = {times[i]:g} is followed by t[{i + 1}] = {times[i + 1]:g}"
         )
     if times[0] < origin:
-        raise ValueError(f"t must begin at or after the end of start, {origin:g}; t[0] is {times[0]:g}")
+        where = where if start is None else f"the end of start, {origin:g}"
+        raise ValueError(f"t must begin at or after {where}; t[0] is {times[0]:g}")
     return times
 
 
@@ -470,11 +580,16 @@ def _continued(
     method: str,
     rtol: float,
     atol: float | None,
+    clock: str,
 ) -> tuple[Array, str, float, float]:
     theta = same_run(objective, theta0, start)
     if start.steps is None:
         raise ValueError("start must be a trajectory of the flow; it is of gradient descent")
     spec = start.spec
+    if clock != spec.get("clock", "time"):
+        raise ValueError(
+            f"clock must equal that of start, {spec.get('clock', 'time')!r}, in which t is; got {clock!r}"
+        )
     for name, given, default in (("method", method, "auto"), ("rtol", rtol, 1e-9), ("atol", atol, None)):
         if given != default and given != spec[name]:
             raise ValueError(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gflow._check import finite_array
+from gflow.kernels import losses
 from gflow.problem import Problem
 
 Array = NDArray[np.float64]
@@ -44,6 +45,8 @@ class Model(Protocol):
         The linear map (k, d) of the network, if it has one.
     ``jacobian(theta, X)``
         Derivative (n, k, P) of the outputs by the parameters.
+    ``logarithms``
+        True if the kernels heed ``problem.logarithm``, as ``clock="loss"`` asks.
     """
 
     @property
@@ -57,8 +60,16 @@ class Model(Protocol):
         ...
 
 
+def loss_code(problem: Problem) -> int:
+    """The kernels' code of a problem's loss, or of its logarithm."""
+    log = "LOG_" if problem.logarithm else ""
+    return int(getattr(losses, log + problem.loss.upper()))
+
+
 class Layered:
     """Packing of weight matrices, for networks that are a list of them."""
+
+    logarithms = True
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
