@@ -165,6 +165,8 @@ def race(
             absent[group] = str(error)
         except TimeUp:
             absent[group] = f"did not set up within {_SETUP_SECONDS:g} s"
+        except EOFError:
+            absent[group] = "its process ended while it set up"
     jobs: list[tuple[Worker, Curve, Point, int]] = []
     samples: list[list[float]] = []
     for group, worker in workers.items():

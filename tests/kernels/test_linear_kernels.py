@@ -297,9 +297,9 @@ def test_the_ways_to_a_gradient_agree(widths, samples, loss):
     model = gflow.DeepLinear(widths)
     o = Objective(model, gflow.Problem(x, y, loss=loss, weight_decay=0.1))
     theta = rng.standard_normal(model.size)
-    ways = [linear._gradient_of_few, linear._gradient_of_many]
-    if len(widths) > 2 and widths[-1] < linear._columns(o.dims):
-        ways.append(linear._gradient_by_outputs)
+    ways = [kernels._gradient_of_few, kernels._gradient_of_many]
+    if len(widths) > 2 and widths[-1] < kernels._columns(o.dims):
+        ways.append(kernels._gradient_by_outputs)
     found = []
     for way in ways:
         found.append(np.full(model.size, np.nan))
