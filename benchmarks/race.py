@@ -21,7 +21,7 @@ import numpy as np
 _SAMPLE_SECONDS = 0.02
 _SETUP_SECONDS = 300.0
 #: Packages that compile in the first call of a contestant, and the seconds that it is allowed more for that.
-_COMPILE_SECONDS = {"gflow": 120.0, "numbalsoda": 60.0, "diffrax": 60.0}
+_COMPILE_SECONDS = {"gflow": 600.0, "numbalsoda": 120.0, "diffrax": 120.0}
 
 
 class TimeUp(Exception):
