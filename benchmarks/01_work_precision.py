@@ -80,7 +80,7 @@ def _run(task: problems.Task, options: Any, cap: float, rounds: int) -> dict[str
         table[f"{error:.0e}"] = {
             "gflow_s": mine, "best_peer": best, "best_peer_s": reached.get(best) if best else None,
             "best_peer_over_gflow": None if mine is None else min(ratios.values(), default=None),
-            "over_gflow": ratios, "not_reached": [k for k, v in times.items() if v is None],
+            "seconds": times, "over_gflow": ratios, "not_reached": [k for k, v in times.items() if v is None],
         }  # fmt: skip
         _say(error, table[f"{error:.0e}"])
     figure = common.work_precision(

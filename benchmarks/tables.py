@@ -64,6 +64,10 @@ def work_precision(results: dict[str, Any], folder: Path) -> list[str]:
             for e, row in errors.items()
             for peer, ratio in row["over_gflow"].items()
             if ratio is not None and ratio < 1.0
+        ] + [
+            f"every peer at {e}, which it does not reach"
+            for e, row in errors.items()
+            if row["gflow_s"] is None
         ]
         if lost:
             lines += [f"gflow loses to: {', '.join(lost)}.", ""]
@@ -75,11 +79,9 @@ def work_precision(results: dict[str, Any], folder: Path) -> list[str]:
 
 def _cell(row: dict[str, Any], peer: str) -> str:
     ratio = row["over_gflow"][peer]
-    if ratio is None:
-        return "–"
     if peer in row["not_reached"]:
-        return f"cap (> {ratio:.3g})"
-    return f"{seconds(ratio * row['gflow_s'])} ({ratio:.3g})"
+        return "cap" if ratio is None else f"cap ({ratio:.3g})"
+    return seconds(row["seconds"][peer]) + ("" if ratio is None else f" ({ratio:.3g})")
 
 
 def _figure(folder: Path, name: str, title: str) -> list[str]:
