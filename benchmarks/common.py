@@ -15,14 +15,19 @@ from pathlib import Path
 from typing import Any
 
 
-def options(description: str) -> argparse.Namespace:
-    """Command-line options of a benchmark."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="few repetitions, for continuous integration")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results", help="folder for the JSON"
+def parser(description: str) -> argparse.ArgumentParser:
+    """Command-line options that every benchmark has."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    made.add_argument("--quick", action="store_true", help="a short run, for continuous integration")
+    made.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results", help="folder for the JSON and figures"
     )
-    return parser.parse_args()
+    return made
+
+
+def options(description: str) -> argparse.Namespace:
+    """The options of a benchmark that has no more of them."""
+    return parser(description).parse_args()
 
 
 def interleaved(
@@ -64,7 +69,10 @@ def machine() -> dict[str, Any]:
         except PackageNotFoundError:
             return None
 
-    names = ("gradient-flow", "numpy", "scipy", "numba")
+    names = (
+        "gradient-flow", "numpy", "scipy", "numba", "numbalsoda", "jax", "diffrax", "torch", "torchdiffeq",
+        "scikit-sundae", "solve-nivp",
+    )  # fmt: skip
     return {
         "python": platform.python_version(), "processor": _processor(), "cores": os.cpu_count(),
         **{name: installed(name) for name in names},
@@ -81,10 +89,58 @@ def _processor() -> str:
     return platform.processor()
 
 
-def write(folder: Path, results: dict[str, Any]) -> None:
+def _path(folder: Path) -> Path:
+    return folder / f"{Path(sys.argv[0]).stem}.json"
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What this benchmark wrote before, to be added to; empty if nothing."""
+    try:
+        return json.loads(_path(folder).read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def write(folder: Path, results: dict[str, Any], show: bool = True) -> None:
     """Write results as JSON under the benchmark's own name, and print them."""
     folder.mkdir(parents=True, exist_ok=True)
-    results = {"machine": machine(), **results}
-    path = folder / f"{Path(sys.argv[0]).stem}.json"
-    path.write_text(json.dumps(results, indent=2) + "\n")
-    print(json.dumps(results, indent=2))
+    text = json.dumps({**results, "machine": machine()}, indent=2, default=float)
+    _path(folder).write_text(text + "\n")
+    if show:
+        print(text)
+
+
+def work_precision(path: Path, title: str, curves: list[Any], uncertainty: float, cap: float) -> str:
+    """Draw error against seconds for all curves, gflow's in front; the name of the file."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    groups = list(dict.fromkeys(c.group for c in curves))
+    styles = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+    fig, ax = pyplot.subplots(figsize=(8.5, 5.2), layout="constrained")
+    for c in curves:
+        kept = [p for p in c.points if not p.capped and 0 < p.error < 1e3]
+        if not kept:
+            continue
+        nth = [other.name for other in curves if other.group == c.group].index(c.name)
+        ours = c.group == "gflow"
+        ax.plot(
+            [p.error for p in kept], [p.seconds for p in kept], label=c.name, marker="o" if ours else ".",
+            color="black" if ours else f"C{groups.index(c.group) - 1}", linestyle=styles[nth % len(styles)],
+            linewidth=2.0 if c.name == "gflow" else 0.9, markersize=4, alpha=1.0 if ours else 0.8,
+        )  # fmt: skip
+    ax.axvspan(
+        ax.get_xlim()[0] if uncertainty <= 0 else uncertainty / 10, max(uncertainty, 1e-16), color="0.9"
+    )
+    if any(p.capped for c in curves for p in c.points):
+        ax.axhline(cap, color="0.6", linewidth=0.8)
+    ax.set(xscale="log", yscale="log", xlabel="largest relative error at the saved times", ylabel="seconds")
+    ax.set_title(title, fontsize=10)
+    ax.invert_xaxis()
+    ax.legend(fontsize=6, ncols=1, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path.with_suffix(".png"), dpi=90)
+    pyplot.close(fig)
+    return path.with_suffix(".png").name

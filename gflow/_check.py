@@ -16,25 +16,27 @@ def finite_array(name: str, value: Any, shape: Sequence[str | int]) -> NDArray[n
 
     A named axis takes any length from one on; a number is the length wanted.
     """
-    wanted = "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
     try:
         if value is None or np.iscomplexobj(value):  # which numpy would make NaN, or its real part
             raise TypeError("not real numbers")
         array = np.array(value, dtype=np.float64, order="C")
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{name} must be a real array of shape {wanted}; got {value!r:.80} ({error})"
+            f"{name} must be a real array of shape {_shape(shape)}; got {value!r:.80} ({error})"
         ) from error
-    fits = array.ndim == len(shape) and all(
-        have == want if isinstance(want, int) else have > 0
-        for have, want in zip(array.shape, shape, strict=True)
-    )
+    fits = array.ndim == len(shape)
+    for have, want in zip(array.shape, shape, strict=False):
+        fits &= have == want if isinstance(want, int) else have > 0
     if not fits:
-        raise ValueError(f"{name} must have shape {wanted}; got {array.shape}")
+        raise ValueError(f"{name} must have shape {_shape(shape)}; got {array.shape}")
     if not math.isfinite(array.sum()) and not np.isfinite(array).all():  # the sum is the faster look
         bad = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise ValueError(f"{name} must be finite; {name}[{', '.join(map(str, bad))}] is {array[bad]}")
     return array
+
+
+def _shape(shape: Sequence[str | int]) -> str:
+    return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
 
 
 def plain_array(name: str, value: Any, wanted: str) -> NDArray[Any]:
@@ -53,7 +55,7 @@ def plain_array(name: str, value: Any, wanted: str) -> NDArray[Any]:
 
 
 def _real(name: str, value: Any, wanted: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not np.isfinite(float(value)):
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{name} must be {wanted}; got {value!r}")
     return float(value)
 

@@ -116,6 +116,10 @@ def compare(trajectory: Trajectory, prediction: Prediction) -> Comparison:
     """
     of_type("trajectory", trajectory, Trajectory, "a gflow.Trajectory")
     of_type("prediction", prediction, Prediction, "a gflow.theory.Prediction")
+    if trajectory.log_time is not None:
+        raise ValueError(
+            "trajectory must hold times in t, which predictions are of; with clock='loss' it is log(1/L)"
+        )
     predicted = prediction.predict(trajectory.t)
     measured = observe.along(trajectory, prediction.observable)
     if measured.shape != predicted.shape:

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gflow import _record
 from gflow._check import finite_array, plain_array, positive, positive_int
+from gflow._flows import EXPLICIT, Flow, begin, pair
 from gflow._memory import refuse_if_too_large
 from gflow._progress import Progress
 from gflow._run import (
@@ -33,8 +34,7 @@ from gflow._run import (
     parse_observers,
     versions,
 )
-from gflow.integrate import EXPLICIT as PAIRS
-from gflow.integrate import _Flow, _pair, _rtol, _times, begin, chosen_method, default_atols, flow
+from gflow.integrate import check_rtol, check_times, chosen_method, default_atols, flow
 from gflow.iterate import Options, outcome_of, saved_steps, seed_in, seed_of, step_sizes, stopped_at, times
 from gflow.kernels import abi, descent, ensembles, explicit, stiff
 from gflow.limit import FIRST_LOOK
@@ -494,17 +494,17 @@ class _Flows(_Runs):
         self, objective: Objective, thetas: ArrayLike, t: Any, observers: dict[str, Callable[..., Any]], *,
         method: str, rtol: float, atol: Any, events: bool, max_steps: int,
     ) -> None:  # fmt: skip
-        self.times = _times(t, None)
+        self.times = check_times(t, 0.0, None, "time")
         self.max_steps = positive_int("max_steps", max_steps)
         if not isinstance(events, bool | np.bool_):
             raise ValueError(f"events must be True or False; got {events!r:.80}")
         starts = finite_array("thetas", thetas, ("R", objective.size))
-        self.rtol, model, self.events = _rtol(rtol), objective.model, bool(events)
+        self.rtol, model, self.events = check_rtol(rtol), objective.model, bool(events)
         self.located = self.events and hasattr(model, "piecewise")
         if self.located:
             _check_piecewise(model, starts)
         self.method = chosen_method(objective, method, self.rtol, self.events)
-        self.pair = PAIRS[_pair(self.method, self.rtol)]
+        self.pair = EXPLICIT[pair(self.method, self.rtol)]
         self.to_limit = bool(np.isinf(self.times[-1]))
         # steps after which a run may take another method than its explicit pair
         self.plain = self.max_steps
@@ -652,7 +652,7 @@ class _SingleWorker:
 
     def __init__(self, all_runs: _Flows) -> None:
         self.all, self.objective = all_runs, copy(all_runs.objective)
-        self.run: _Flow | None = None
+        self.run: Flow | None = None
         self.queue: list[int] = []
         self.steps = 0
 

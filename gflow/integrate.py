@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from gflow import trajectory as _trajectory
 from gflow._check import finite_array, one_of, positive, positive_int
-from gflow._memory import available_memory, refuse_if_too_large
+from gflow._flows import METHODS, begin, pair
 from gflow._run import (
     Array,
     Observers,
@@ -24,21 +23,14 @@ from gflow._run import (
     parse_observers,
     same_run,
     trajectory_or_none,
-    versions,
 )
-from gflow.kernels import ensembles, explicit, piecewise, stiff, tableaus
-from gflow.limit import FIRST_LOOK, NEXT_LOOK, Seeker, of_piecewise
+from gflow.kernels import ensembles
+from gflow.limit import FIRST_LOOK
 from gflow.objective import Objective
-from gflow.trajectory import Events, Limit, Methods, Status, Steps, Trajectory
+from gflow.problem import Problem
+from gflow.trajectory import Trajectory
 
-EXPLICIT = {"tsit5": tableaus.tsit5, "dop853": tableaus.dop853}
-METHODS = (*EXPLICIT, "bdf")
 _MANY_PAIRS = 2000
-# What a continued run takes over from the pattern; the rest follows from it.
-_PATTERN = ("mode", "numbers", "share", "rate", "scales")
-_HISTORY_BLOCK = 4096
-_DENSE_BLOCK_BYTES = 2**25
-_NEW_METHOD_STEPS = 16
 
 
 def flow(
@@ -50,6 +42,7 @@ def flow(
     method: str = "auto",
     rtol: float = 1e-9,
     atol: float | None = None,
+    clock: str = "time",
     observe: Observers = None,
     stop: Callable[[float, Array], bool] | None = None,
     rest: float | None = None,
@@ -73,22 +66,32 @@ def flow(
         Increasing times ≥ 0 at which to save the state; one number t saves 0 and t.  Saving more
         times does not change the steps.  The last may be ``np.inf``: the limit of the flow, from a state
         close enough to tell; ``trajectory.limit`` says what it is and bounds what is left.
+        With ``clock="loss"``: increasing values of log(1/L) from the start's own on; one number saves the
+        start and the state at that value.
     method : {"auto", "tsit5", "dop853", "bdf"}
         Runge-Kutta pair of order 5(4) or 8(5,3); or, for stiff problems, backward differentiation formulas of
         order up to 6 with conjugate gradients, begun by a few steps of such a pair.  ``"auto"`` takes
         Tsit5 for rtol ≥ 1e-6 and DOP853 below, and goes over to BDF, and back, where that costs fewer gradients
-        per unit of time; ``trajectory.methods`` says when.  ReLU networks, and models without ``hvp``, stay
-        with the pair; Tsit5 at more than 2,000 neuron-sample pairs, whose events cut the steps short.
+        per unit of time; ``trajectory.methods`` says when.  ReLU networks, and models without ``hvp``, and the
+        clock of the loss stay with the pair; Tsit5 at more than 2,000 neuron-sample pairs, whose events cut the steps short.
     rtol : float
         Relative tolerance of one step, per parameter.
     atol : float, optional
         Absolute tolerance; default rtol × 1e-3 × the smallest non-zero root mean square over the
         start's blocks (layers, neurons), so that a tiny start is resolved.
+    clock : {"time", "loss"}
+        What t is.  ``"loss"``, for the logistic, exponential and softmax losses without weight decay, whose
+        minima lie at infinity: log(1/L), so that ``t=np.log(1e12)`` goes on to the loss 1e-12 and t = 1e6 is
+        within reach.  The flow is then integrated as dθ/ds = −∇log L, in which nothing under- or overflows;
+        its time is ``trajectory.log_time``, the logarithm of t, with an error of about rtol (1 + log(1/L)).
+        Step sizes are in units of log(1/L), and the gauge of the dissipation is that of log L.  With
+        ``start=`` it is to be given again.
     observe : name, callable, list of them, or dict of name to callable, optional
         Observables f(model, problem, theta) to compute at the saved times; names are those of
         :mod:`gflow.observe`.  Results: ``trajectory[name]``, NaN at states that an interrupt left unseen.
     stop : callable, optional
-        ``stop(t, theta)`` is called after every accepted step; True ends the run there.
+        ``stop(t, theta)`` is called after every accepted step, with t as the clock counts it; True ends
+        the run there.
     rest : float, optional
         End the run once the speed ‖dθ/dt‖ has fallen to this part of its largest value so far, for instance
         1e-3.  For a ReLU network this is the speed of the flow itself, which falls to zero along kinks too,
@@ -98,7 +101,8 @@ def flow(
         is ``trajectory.events``.  False takes plain adaptive steps over them, for very wide networks.
     dense : bool
         Keep the interpolant of every step, for ``trajectory.at(t)``.  Steps whose interpolant would be less
-        exact than their end are halved, so that stiff problems take more of them.
+        exact than their end are halved, so that stiff problems take more of them.  Not with
+        ``clock="loss"``.
     start : Trajectory, optional
         Go on from a trajectory of the same model and problem, with its method and tolerances; the
         result equals the uninterrupted run bit for bit.
@@ -130,66 +134,50 @@ def flow(
     """
     objective = Objective(model, problem)
     trajectory_or_none("start", start)
-    times = _times(t, start)
+    potential = _potential(objective, one_of("clock", clock, ("time", "loss")))
     max_steps = positive_int("max_steps", max_steps)
     for name, value in (("events", events), ("dense", dense)):
         if not isinstance(value, bool | np.bool_):
             raise ValueError(f"{name} must be True or False; got {value!r:.80}")
+    if dense and clock == "loss":
+        raise ValueError("dense must be False with clock='loss': give the values of log(1/L) to save in t")
     observers = parse_observers(observe)
     callable_or_none("stop", stop)
     if rest is not None and not 0.0 < positive("rest", rest) < 1.0:
         raise ValueError(f"rest must be a part of the largest speed, between 0 and 1; got {rest}")
-    to_limit = bool(np.isinf(times[-1]))
-    if to_limit and rest is not None:
-        raise ValueError("rest must be None where t ends with inf, which itself looks for rest")
-    if to_limit and not objective.has("hvp"):
-        raise ValueError(
-            f"t must be finite: the limit needs model.hvp, which {type(model).__name__} does not have"
-        )
-    if to_limit and not events and hasattr(model, "piecewise"):
-        raise ValueError("events must be True where t ends with inf: the limit is that of the exact flow")
-    part = FIRST_LOOK if to_limit else (rest or 0.0)
+    if rest is not None and clock == "loss":
+        raise ValueError("rest must be None with clock='loss', whose speed is that of log L")
     if start is None:
         theta = objective.check_theta(theta0, "theta0")
-        rtol = _rtol(rtol)
+        rtol = check_rtol(rtol)
         atol = (
             float(default_atols(objective, theta[None], rtol)[0]) if atol is None else positive("atol", atol)
         )
-        method = chosen_method(objective, method, rtol, bool(events))
+        method = chosen_method(objective, method, rtol, bool(events), clock)
         before = None
     else:
-        theta, method, rtol, atol = _continued(objective, theta0, start, method, rtol, atol)
+        theta, method, rtol, atol = _continued(objective, theta0, start, method, rtol, atol, clock)
         before = start.state
     if events and hasattr(model, "piecewise") and not model.piecewise:
         raise ValueError(
             "events must be False for a network with first_depth > 1: there one neuron's kink moves all others"
         )
-    objective.gradient(theta)  # what is wrong with a user's kernel shows here: compiled code cannot raise
-    run = begin(objective, method, theta, times, rtol, atol, bool(events), dense, part, before)
+    origin = 0.0 if clock == "time" else -potential.loss(theta)
+    times = check_times(t, origin if start is None else float(start.t[-1]), start, clock)
+    to_limit = bool(np.isinf(times[-1]))
+    if to_limit:
+        _check_limit(objective, rest, bool(events))
+    part = FIRST_LOOK if to_limit else (rest or 0.0)
+    potential.gradient(theta)  # what is wrong with a user's kernel shows here: compiled code cannot raise
+    run = begin(potential, method, theta, times, rtol, atol, bool(events), dense, part, before, clock)
     watch = Watch(objective, observers, stop, run.now)
     spec = {
         "model": model, "problem": problem, "theta0": theta, "t": times, "method": method, "rtol": rtol,
-        "atol": atol, "observe": observe, "stop": stop, "rest": rest, "events": events, "dense": dense,
+        "atol": atol, "clock": clock, "observe": observe, "stop": stop, "rest": rest, "events": events, "dense": dense,
         "max_steps": run.steps_before + max_steps,
     }  # fmt: skip
     outcome = drive(run, watch, max_steps, progress)
-    return run.trajectory(outcome, watch, spec)
-
-
-def begin(
-    objective: Objective, method: str, theta: Array, times: Array, rtol: float, atol: float, events: bool,
-    dense: bool = False, rest: float = 0.0, before: dict[str, Array] | None = None,
-) -> _Flow:  # fmt: skip
-    """A run at its start, or where ``before``, the state of a trajectory, has left it."""
-    tableau = EXPLICIT[_pair(method, rtol)]()
-    if before is None:
-        state = explicit.new_state(theta, 0.0, tableau)
-    else:
-        state = explicit.State._make(before[name].copy() for name in explicit.State._fields)
-    state.clock[explicit.REST] = rest
-    located = events and hasattr(objective.model, "piecewise")
-    kind = _PiecewiseFlow if located else _Flow if method in EXPLICIT else _StiffFlow
-    return kind(objective, method, tableau, state, times, rtol, atol, dense, before)
+    return replace(run.trajectory(outcome, watch, spec), solve=flow)
 
 
 def load(path: str | Path) -> Trajectory:
@@ -206,393 +194,55 @@ def load(path: str | Path) -> Trajectory:
     return replace(loaded, solve=flow) if loaded.steps is not None else loaded
 
 
-class _Flow:
-    """One adaptive integration: where it stands, and how it goes on."""
-
-    verb = "flow"
-
-    def __init__(
-        self, objective: Objective, method: str, tableau: tableaus.Tableau, state: explicit.State,
-        times: Array, rtol: float, atol: float, dense: bool, before: dict[str, Array] | None = None,
-    ) -> None:  # fmt: skip
-        self.objective, self.tableau, self.state, self.times = objective, tableau, state, times
-        self.methods = [(float(state.clock[explicit.T]), method)]
-        self.rtol, self.atol = rtol, np.full(objective.size, atol)
-        refuse_if_too_large("t", "states to be saved", len(times) * (objective.size + 1) * 8)
-        self.theta, self.dissipation = np.empty((len(times), objective.size)), np.empty(len(times))
-        self.cursor = np.zeros(3, dtype=np.int64)
-        self.history: list[Array] = []
-        self.dense: list[tuple[Array, Array]] = []
-        self.keep_dense = dense
-        self.over_kinks = hasattr(objective.model, "piecewise") and not isinstance(self, _PiecewiseFlow)
-        self.steps_before = self.steps
-        self.total = float(times[-1])
-        self.limit: Limit | None = None
-        self.seeker: Seeker | None = None
-        # a rough cost in units of a nanosecond, for the length of the first stretch
-        cost = len(tableau.node) * (objective.data.size + objective.work.size + 8 * objective.size + 100)
-        self.first_budget = int(min(max(2e7 / cost, 1), 10_000))
-        self._new_history()
-        self._new_dense()
-        if before is not None and dense and state.clock[explicit.H_BEFORE] > 0:
-            self._store_dense()
-
-    @property
-    def steps(self) -> int:
-        return int(self.state.counters[explicit.ACCEPTED] + self.state.counters[explicit.REJECTED])
-
-    @property
-    def saved(self) -> int:
-        return int(self.cursor[explicit.SAVED])
-
-    @property
-    def t(self) -> float:
-        return float(self.state.clock[explicit.T])
-
-    @property
-    def now(self) -> Array:
-        return self.state.theta
-
-    @property
-    def advanced(self) -> int:
-        """A count that grows when there is a new state to show to ``stop``."""
-        return int(self.state.counters[explicit.ACCEPTED])
-
-    @property
-    def done(self) -> float:
-        return min(self.t, self.total)
-
-    @property
-    def within(self) -> bool:
-        """Whether the end has not been passed."""
-        return self.t <= self.total
-
-    def note(self) -> str:
-        return f"t = {self.t:.4g}, {self.steps} steps, h = {self.state.clock[explicit.H]:.2g}"
-
-    def _new_history(self) -> None:
-        self.history.append(np.empty((_HISTORY_BLOCK * min(2 ** len(self.history), 64), 3)))
-        self.cursor[explicit.HISTORY] = 0
-
-    @property
-    def _degree(self) -> int:
-        """Degree of the stored polynomials."""
-        return self.tableau.interpolant.shape[1]
-
-    def _store_dense(self) -> None:
-        """Keep the step in which the trajectory that is continued came to its end."""
-        o = self.objective
-        explicit.store_dense(
-            o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, self.output()
-        )
-
-    def _new_dense(self) -> None:
-        degree, size = self._degree, self.objective.size
-        rows = 0
-        if self.keep_dense:
-            rows = int(np.clip(_DENSE_BLOCK_BYTES // (8 * (degree + 1) * size), 1, 1024))
-            needed, free = 8 * rows * (degree + 1) * size, available_memory()
-            if free is not None and needed > 0.8 * free:
-                raise MemoryError
-        self.dense.append((np.empty((rows, 2)), np.zeros((rows, degree + 1, size))))
-        self.cursor[explicit.DENSE] = 0
-
-    def advance(self, budget: int, max_steps: int) -> Status | None:
-        """Go on for at most ``budget`` steps; the outcome, or None if there is more to do."""
-        code = self._advance(self.output(), budget, self.steps_before + max_steps)
-        if code == explicit.BLOCK_FULL:
-            if self.cursor[explicit.HISTORY] == len(self.history[-1]):
-                self._new_history()
-            if self.keep_dense and self.cursor[explicit.DENSE] == len(self.dense[-1][0]):
-                try:
-                    self._new_dense()
-                except MemoryError:
-                    return Status("memory", self.stopped_at("the dense output did not fit into memory")
-                                  + " Give the wanted times in t instead of dense=True.")  # fmt: skip
-        if code in (explicit.BLOCK_FULL, explicit.PAUSED):
-            return None
-        if code == explicit.AT_REST and math.isinf(self.total):
-            return self._look_for_limit()
-        return self._outcome(code, max_steps)
-
-    def _look_for_limit(self) -> Status | None:
-        """Save the limit at t = inf if it can be told from here; else go on to where the flow is slower."""
-        clock = self.state.clock
-        if self.seeker is None:
-            self.seeker = self._new_seeker()
-        speed, part = math.sqrt(self.state.slopes[0]), float(clock[explicit.REST])
-        found = self.seeker.look(self.t, self.now, speed, part)
-        if found is None:
-            clock[explicit.REST] *= NEXT_LOOK
-            return None
-        loss_here = self.objective.loss(self.now) if self.objective.has("loss") else np.nan
-        place = self.saved
-        self.theta[place], self.limit = found
-        loss_there = self.objective.loss(self.theta[place]) if self.objective.has("loss") else np.nan
-        # the rest of the dissipation is what the loss still falls by
-        self.dissipation[place] = clock[explicit.DISSIPATION] + loss_here - loss_there
-        self.cursor[explicit.SAVED] += 1
-        return _limit_status(self.limit, self.steps)
-
-    def _new_seeker(self) -> Seeker:
-        return Seeker(self.objective, self.rtol)
-
-    def output(self) -> explicit.Output:
-        """Where the compiled loop writes."""
-        return explicit.Output(
-            self.cursor, self.times, self.theta, self.dissipation, self.history[-1], *self.dense[-1]
-        )
-
-    def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
-        o = self.objective
-        return explicit.advance(
-            o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, output,
-            self.rtol, self.atol, budget, max_steps,
-        )  # fmt: skip
-
-    def _outcome(self, code: int, max_steps: int) -> Status:
-        if code == explicit.FINISHED:
-            return Status("finished", f"Reached t = {self.total:g} in {self.steps} steps.")
-        if code == explicit.MAX_STEPS:
-            h = self.state.clock[explicit.H]
-            advice = (
-                f" The last step size was {h:.2g}: go on with start=, raise max_steps, or loosen rtol "
-                "if the solution has long settled."
-            )
-            return Status("max_steps", self.stopped_at(f"max_steps = {max_steps} was reached") + advice)
-        if code == explicit.AT_REST:
-            part = self.state.clock[explicit.REST]
-            return Status("at_rest", self.stopped_at(f"the speed has fallen to {part:g} of its largest"))
-        if code == explicit.NON_FINITE:
-            advice = " Check that the loss and its gradient are finite there; the last finite state is kept."
-            return Status("non_finite", self.stopped_at("the gradient is not finite") + advice)
-        advice = (
-            " The field seems to be discontinuous or not smooth here, or rtol and atol ask for more than "
-            "double precision holds."
-        )
-        return Status("step_too_small", self.stopped_at("the step size fell below the spacing of t") + advice)
-
-    def stopped_at(self, why: str) -> str:
-        return f"Stopped at t = {self.t:.6g} of {self.total:g} after {self.steps} steps: {why}."
-
-    def reached(self) -> tuple[Array, Array, Array]:
-        """Times, states and dissipation that were saved, and the last state where the end was not reached."""
-        n, clock = self.saved, self.state.clock
-        t, theta, dissipation = self.times[:n], self.theta[:n], self.dissipation[:n]
-        if n < len(self.times) and (n == 0 or self.t > t[-1]):
-            t, theta = np.append(t, self.t), np.vstack([theta, self.now])
-            dissipation = np.append(dissipation, clock[explicit.DISSIPATION])
-        return t, theta, dissipation
-
-    def trajectory(self, outcome: Status, watch: Watch, spec: dict[str, Any]) -> Trajectory:
-        """The trajectory as far as it has come."""
-        t, theta, dissipation = self.reached()
-        counters = self.state.counters
-        if self.over_kinks:
-            outcome = replace(outcome, message=f"{outcome.message} Kinks were not located (events=False).")
-        history = self.history[-1][: self.cursor[explicit.HISTORY]]
-        if len(self.history) > 1:
-            history = np.concatenate([*self.history[:-1], history])
-        dense = None
-        if self.keep_dense:
-            times, coefficients = self.dense[-1]
-            k = self.cursor[explicit.DENSE]
-            kept = [*self.dense[:-1], (times[:k], coefficients[:k])]
-            dense = np.concatenate([a for a, _ in kept]), np.concatenate([b for _, b in kept])
-        k = int(counters[explicit.CHECKPOINTS])
-        checkpoints = self.state.checkpoint_times[:k], self.state.checkpoints[:k]
-        names = {
-            "accepted": explicit.ACCEPTED,
-            "rejected": explicit.REJECTED,
-            "gradients": explicit.GRADIENTS,
-        }
-        return Trajectory(
-            t=t, theta=theta, outcome=outcome, dissipation=dissipation,
-            observed=watch.arrays(len(t)),
-            counts={name: int(counters[i]) for name, i in names.items()},
-            steps=Steps(history[:, 0], history[:, 1], history[:, 2] > 0), methods=Methods.of(self.methods),
-            limit=self.limit, dense=dense, checkpoints=checkpoints, state=self.state._asdict(),
-            versions=versions(), recorded_spec=spec, solve=flow,
-        )  # fmt: skip
-
-
-class _StiffFlow(_Flow):
-    """An integration that may take implicit steps."""
-
-    def __init__(
-        self, objective: Objective, method: str, tableau: tableaus.Tableau, state: explicit.State,
-        times: Array, rtol: float, *more: Any,
-    ) -> None:  # fmt: skip
-        self.kind = stiff.AUTO if method == "auto" else stiff.BDF
-        self.pair = _pair(method, rtol)
-        self.stiff = stiff.new_stiff(objective.size) if self.kind == stiff.BDF else None
-        self.switched = False
-        before = more[-1]
-        if before is not None and "stiff_numbers" in before:
-            self.stiff = stiff.new_stiff(objective.size)
-            for name in stiff.KEPT:
-                getattr(self.stiff, name)[:] = before[f"stiff_{name}"]
-        if self.kind == stiff.BDF:
-            objective.hvp(state.theta, state.theta)  # what is wrong with it shows here
-        super().__init__(objective, self._name, tableau, state, times, rtol, *more)
-
-    @property
-    def _implicit(self) -> bool:
-        return self.stiff is not None and bool(self.stiff.numbers[stiff.IMPLICIT])
-
-    @property
-    def _name(self) -> str:
-        return "bdf" if self._implicit else self.pair
-
-    @property
-    def _degree(self) -> int:
-        return max(super()._degree, stiff.DENSE_DEGREE)
-
-    def _store_dense(self) -> None:
-        if self.stiff is not None and self.stiff.numbers[stiff.LAST_IMPLICIT]:
-            stiff.store_dense(self.state, self.stiff, self.output())
-        else:
-            super()._store_dense()
-
-    def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
-        o = self.objective
-        if self.stiff is None:  # few steps must not pay for what they do not need
-            wait = stiff.first_look(o.size) - self.steps
-            if wait > 0:
-                return super()._advance(output, min(budget, wait), max_steps)
-            self.stiff = stiff.new_stiff(o.size)
-        if self.switched:  # these steps cost otherwise than those from which the budget is
-            budget = min(budget, _NEW_METHOD_STEPS)
-        code: int = stiff.advance(
-            o.gradient_kernel, o.hvp_kernel, o.data, o.dims, o.work, self.tableau, self.state, self.stiff,
-            output, self.kind, self.rtol, self.atol, budget, max_steps,
-        )  # fmt: skip
-        self.switched = self._name != self.methods[-1][1]
-        if self.switched:
-            self.methods.append((self.t, self._name))
-        return code
-
-    def trajectory(self, outcome: Status, watch: Watch, spec: dict[str, Any]) -> Trajectory:
-        """The trajectory as far as it has come, with what it takes to go on with its method."""
-        made = super().trajectory(outcome, watch, spec)
-        if self.stiff is None:
-            return made
-        kept = {f"stiff_{name}": getattr(self.stiff, name) for name in stiff.KEPT}
-        products = int(self.stiff.numbers[stiff.PRODUCTS])
-        return replace(made, state={**made.state, **kept}, counts={**made.counts, "products": products})
-
-
-class _PiecewiseFlow(_Flow):
-    """An integration that locates the kinks of a ReLU network."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        o, before = self.objective, arguments[-1]
-        self.pattern = piecewise.new_pattern(o.dims, o.size, max(0.01 * self.rtol, 1e-14), self.atol[0])
-        self.table: list[Array] = []
-        if before is None:
-            zero = piecewise.begin(
-                o.gradient_kernel, self.t, self.state.theta, o.data, o.dims, o.work, self.state, self.pattern
-            )
-            if zero >= 0:
-                raise ValueError(
-                    "theta0 must have w_j != 0 on the span of the inputs for every neuron, where the flow is "
-                    f"unique; w_{zero} is zero there"
-                )
-        elif "mode" not in before:
-            raise ValueError("start must be a trajectory with events; it was made with events=False")
-        else:
-            for name in _PATTERN:
-                getattr(self.pattern, name)[:] = before[name]
-            piecewise.resume(self.state.theta, o.data, o.dims, o.work, self.pattern)
-            self.table.append(before["pending"])
-
-    def _new_seeker(self) -> Seeker:
-        return Seeker(self.objective, self.rtol, *of_piecewise(self.objective, self.pattern))
-
-    def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
-        o = self.objective
-        code = piecewise.advance(
-            o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, output, self.pattern,
-            self.rtol, self.atol, budget, max_steps,
-        )  # fmt: skip
-        numbers = self.pattern.numbers
-        self.table.append(self.pattern.table[: numbers[piecewise.EVENTS]].copy())
-        numbers[piecewise.EVENTS] = 0
-        return explicit.PAUSED if code == piecewise.TABLE_FULL else code
-
-    def _outcome(self, code: int, max_steps: int) -> Status:
-        if code == piecewise.AT_ZERO:
-            j = int(self.pattern.numbers[piecewise.ZERO_NEURON])
-            return Status(
-                "zero_neuron",
-                self.stopped_at(
-                    f"neuron {j} has reached w = 0, or w orthogonal to more inputs than are independent"
-                )
-                + " There its kinks meet and the flow can go on in several ways; gflow does not choose.",
-            )
-        if code == piecewise.STUCK:
-            return Status(
-                "stuck",
-                self.stopped_at("the events at one time do not end")
-                + " Several kinks meet here to rounding; perturb the start, or use events=False.",
-            )
-        return super()._outcome(code, max_steps)
-
-    def trajectory(self, outcome: Status, watch: Watch, spec: dict[str, Any]) -> Trajectory:
-        """The trajectory as far as it has come, with its events."""
-        table = np.concatenate(self.table) if self.table else np.empty((0, 4))
-        end = float(self.reached()[0][-1])
-        pending, table = table[table[:, 0] > end], table[table[:, 0] <= end]  # a step passes over the end
-        events = Events(
-            table[:, 0], table[:, 1].astype(np.int64), table[:, 2].astype(np.int64),
-            np.array(piecewise.KINDS)[table[:, 3].astype(np.int64)],
-        )  # fmt: skip
-        branches = int(np.sum(events.kind == "not_unique"))
-        if branches:
-            note = (
-                f'not unique: at {branches} events (kind "not_unique") the flow could have gone on in '
-                "another way; what follows is one of its solutions."
-            )
-            outcome = replace(outcome, warnings=(*outcome.warnings, note))
-        made = super().trajectory(outcome, watch, spec)
-        kept = {name: getattr(self.pattern, name) for name in _PATTERN}
-        state: dict[str, Any] = {**made.state, **kept, "pending": pending}
-        return replace(made, events=events, state=state, checkpoints=None)
-
-
-def chosen_method(objective: Objective, method: str, rtol: float, events: bool) -> str:
+def chosen_method(objective: Objective, method: str, rtol: float, events: bool, clock: str = "time") -> str:
     """The method to be recorded, ``"auto"`` only where it may change on the way."""
     one_of("method", method, ("auto", *METHODS))
     model, problem = objective.model, objective.problem
     smooth = not hasattr(model, "piecewise")
+    if method == "bdf" and clock == "loss":
+        raise ValueError('method must be explicit with clock="loss"; got "bdf"')
     if method == "bdf" and not (smooth and objective.has("hvp")):
         lack = "has no hvp" if smooth else "is not smooth"
         raise ValueError(f'method "bdf" needs a smooth model with hvp; {type(model).__name__} {lack}')
-    if method != "auto" or (smooth and objective.has("hvp")):
+    if method != "auto" or (smooth and objective.has("hvp") and clock == "time"):
         return method
     many = events and getattr(model, "piecewise", False) and model.width * len(problem.X) > _MANY_PAIRS
-    return "tsit5" if many else _pair(method, rtol)
+    return "tsit5" if many else pair(method, rtol)
 
 
-def _pair(method: str, rtol: float) -> str:
-    """The explicit pair of a method."""
-    return method if method in EXPLICIT else "tsit5" if rtol >= 1e-6 else "dop853"
+def _potential(objective: Objective, clock: str) -> Objective:
+    """What the flow descends: L, or log L by the clock of the loss."""
+    if clock == "time":
+        return objective
+    model, problem = objective.model, objective.problem
+    if not getattr(model, "logarithms", False) or not isinstance(problem, Problem):
+        raise ValueError(
+            "clock must be 'time' for a model whose kernels know nothing of log L (logarithms = True says that they "
+            f"heed problem.logarithm, see gflow.models.base.Model); got 'loss' for {type(model).__name__}"
+        )
+    if problem.logarithm:
+        raise ValueError("clock must be 'time' for a problem that has log L in the place of L; got 'loss'")
+    try:
+        return Objective(model, problem.log)
+    except ValueError as error:
+        raise ValueError(f"clock must be 'time' for this problem; got 'loss': {error}") from error
 
 
-def _times(t: ArrayLike, start: Trajectory | None) -> Array:
-    origin = 0.0 if start is None else float(start.t[-1])
+def check_times(t: ArrayLike, origin: float, start: Trajectory | None, clock: str) -> Array:
     try:
         scalar = np.ndim(t) == 0
     except ValueError:
         scalar = False
+    where = f"log(1/L) = {origin:.17g} of the start" if clock == "loss" else f"the start, {origin:g}"
     if scalar:
-        end = np.float64(np.inf) if np.array_equal(t, np.inf) else finite_array("t", t, ())
+        forever = clock == "time" and np.array_equal(t, np.inf)
+        end = np.float64(np.inf) if forever else finite_array("t", t, ())
         if not end > origin:
-            raise ValueError(f"t must be above the start, {origin:g}; got {end:g}")
+            raise ValueError(f"t must be above {where}; got {end:g}")
         return np.array([origin, float(end)])
-    times = np.array(t, dtype=np.float64) if _ends_with_inf(t) else finite_array("t", t, ("T",))
-    if times[0] < 0:
+    forever = clock == "time" and _ends_with_inf(t)
+    times = np.array(t, dtype=np.float64) if forever else finite_array("t", t, ("T",))
+    if clock == "time" and times[0] < 0:
         raise ValueError(f"t must be >= 0; t[0] is {times[0]:g}")
     back = np.flatnonzero(np.diff(times) <= 0)
     if back.size:
@@ -601,7 +251,8 @@ def _times(t: ArrayLike, start: Trajectory | None) -> Array:
             f"t must increase; t[{i}] = {times[i]:g} is followed by t[{i + 1}] = {times[i + 1]:g}"
         )
     if times[0] < origin:
-        raise ValueError(f"t must begin at or after the end of start, {origin:g}; t[0] is {times[0]:g}")
+        where = where if start is None else f"the end of start, {origin:g}"
+        raise ValueError(f"t must begin at or after {where}; t[0] is {times[0]:g}")
     return times
 
 
@@ -614,29 +265,22 @@ def _ends_with_inf(t: ArrayLike) -> bool:
     return bool(times.ndim == 1 and times.size and times[-1] == np.inf and np.isfinite(times[:-1]).all())
 
 
-def _limit_status(limit: Limit, steps: int) -> Status:
-    here = f"after {steps} steps, at t = {limit.reached:.6g}"
-    if limit.kind == "none":
-        return Status(
-            "no_limit",
-            f"Stopped {here}: the speed falls like t^-{limit.exponent:.3g}, too slowly for a limit. "
-            "The minimum may lie at infinity.",
-        )
-    said = {
-        "minimum": "a minimum",
-        "saddle": f"a saddle, which the flow does not leave (lowest eigenvalue {limit.lowest:.3g})",
-        "degenerate": "a critical point at which the Hessian vanishes",
-        "algebraic": f"a limit that is approached like t^-{limit.exponent:.3g}",
-    }[limit.kind]
-    codes = {"minimum": "finished", "saddle": "saddle", "degenerate": "saddle", "algebraic": "algebraic"}
-    return Status(codes[limit.kind], f"Reached {said}, seen {here}; remainder at most {limit.remainder:.2g}.")
-
-
-def _rtol(rtol: float) -> float:
+def check_rtol(rtol: float) -> float:
     rtol = positive("rtol", rtol)
     if not 1e-14 <= rtol < 1:
         raise ValueError(f"rtol must lie between 1e-14, the reach of double precision, and 1; got {rtol}")
     return rtol
+
+
+def _check_limit(objective: Objective, rest: float | None, events: bool) -> None:
+    """Whether the limit can be looked for."""
+    if rest is not None:
+        raise ValueError("rest must be None where t ends with inf, which itself looks for rest")
+    if not objective.has("hvp"):
+        name = type(objective.model).__name__
+        raise ValueError(f"t must be finite: the limit needs model.hvp, which {name} does not have")
+    if not events and hasattr(objective.model, "piecewise"):
+        raise ValueError("events must be True where t ends with inf: the limit is that of the exact flow")
 
 
 def default_atols(objective: Objective, thetas: Array, rtol: float) -> Array:
@@ -654,6 +298,7 @@ def _continued(
     method: str,
     rtol: float,
     atol: float | None,
+    clock: str,
 ) -> tuple[Array, str, float, float]:
     theta = same_run(objective, theta0, start)
     if start.steps is None:
@@ -661,6 +306,10 @@ def _continued(
     if not start.state:
         raise ValueError("start must hold its solver's state; a run of an ensemble does not")
     spec = start.spec
+    if clock != spec.get("clock", "time"):
+        raise ValueError(
+            f"clock must equal that of start, {spec.get('clock', 'time')!r}, in which t is; got {clock!r}"
+        )
     for name, given, default in (("method", method, "auto"), ("rtol", rtol, 1e-9), ("atol", atol, None)):
         if given != default and given != spec[name]:
             raise ValueError(

@@ -7,7 +7,8 @@ to ``flow(..., observe=[...])``; :func:`along` computes it afterwards at the sav
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from gflow._check import finite_array, of_type
 from gflow.neurons import (
     activation_pattern,
+    direction,
+    linear_margin,
     margin,
     multipliers,
     neuron_directions,
@@ -48,6 +51,29 @@ def loss(model: Any, problem: Any, theta: ArrayLike) -> float:
         If the model has no loss or does not fit the problem, or theta is not a finite array (P,).
     """
     return Objective(model, problem).loss(theta)
+
+
+def log_loss(model: Any, problem: Any, theta: ArrayLike) -> float:
+    """Logarithm of the loss, exact where the loss itself would underflow.
+
+    Parameters
+    ----------
+    model : Model whose kernels heed ``problem.logarithm``
+    problem : Problem
+    theta : array (P,)
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        If the loss has no logarithm (see ``Problem.log``), or theta is not a finite array (P,).
+    """
+    if not getattr(model, "logarithms", False):
+        raise ValueError(f"log_loss needs a model that knows log L; {type(model).__name__} does not")
+    return Objective(model, problem.log).loss(theta)
 
 
 def gradient_norm(model: Any, problem: Any, theta: ArrayLike) -> float:
@@ -426,7 +452,7 @@ OBSERVABLES: dict[str, Callable[..., Any]] = {
         loss, gradient_norm, end_to_end, singular_values, mode_strengths, nuclear_rank, entropy_rank,
         roy_vetterli_rank, stable_rank, imbalance, imbalance_norms, hessian_eigenvalues, sharpness,
         smallest_eigenvalue, ntk, activation_pattern, multipliers, neuron_norms, neuron_directions, outer_weights,
-        outputs, margin, velocity,
+        outputs, margin, velocity, linear_margin, direction, log_loss,
     )
 }  # fmt: skip
 
@@ -475,6 +501,87 @@ def along(trajectory: Trajectory, observable: str | Callable[..., Any]) -> Array
         )
     model, problem = trajectory.spec["model"], trajectory.spec["problem"]
     return np.array([observable(model, problem, theta) for theta in trajectory.theta])
+
+
+class Limit(NamedTuple):
+    """The limit of an observable, and how far off it may be.
+
+    ``value``: of the observable's shape; ``error``: estimated bound on its distance from the limit, as the
+    Euclidean norm over all entries; ``power``, ``order``: of the series in log(1/L)^(−power), the number of terms that
+    were taken off.
+    """
+
+    value: Array
+    error: float
+    power: float
+    order: int
+
+
+def limit(trajectory: Trajectory, observable: str | Callable[..., Any]) -> Limit:
+    """Limit of an observable as the loss tends to zero, by extrapolation in 1 / log(1/L).
+
+    Parameters
+    ----------
+    trajectory : Trajectory
+        With at least four saved states whose log(1/L) > 0 grows by factors of about ten, such as
+        ``t=np.geomspace(1e2, 1e6, 5)`` with ``clock="loss"``.
+    observable : str or callable
+        As for :func:`along`, such as ``"direction"``.
+
+    Returns
+    -------
+    Limit
+        Of two series, in 1/log(1/L) and in its power 1/N for a network of degree N (``model.degree``), and of
+        all orders, the one of the smallest error.
+
+    Raises
+    ------
+    ValueError
+        If an argument is of another type, there are fewer than four states with log(1/L) > 0, or
+        the loss has no logarithm.
+
+    Notes
+    -----
+    Along a network of degree N what the data do not hold back falls like log(1/L)^(−1/N), the rest like
+    1 / log(1/L).  The error is the difference of successive orders, times what remains of a term of the
+    slowest kind for each unit of that difference, with half as much again; never below twice the difference or a fiftieth of the
+    one before, since orders may agree by chance, nor five times the tolerance of the run.  It is an estimate: below log(1/L) = 100 or so the series has not begun.
+    """
+    values = np.asarray(along(trajectory, observable), dtype=np.float64)
+    slowest = 1.0 / getattr(trajectory.spec["model"], "degree", 1)
+    levels = -trajectory.log_loss
+    kept = levels > 0
+    levels, values = levels[kept], values[kept]
+    if len(levels) < 4 or np.any(np.diff(levels) <= 0):
+        raise ValueError(
+            f"trajectory must hold at least four states of increasing log(1/L) > 0; it has {len(levels)} of these"
+        )
+    best = Limit(values[-1], np.inf, slowest, 0)
+    noise = 5.0 * trajectory.spec.get("rtol", 0.0) * float(np.linalg.norm(values[-1]))
+    for power in {1.0, slowest}:
+        table = _neville(levels**-power, values)
+        term = _neville(levels**-power, levels**-slowest)
+        steps = [float(np.linalg.norm(b - a)) for a, b in pairwise(table)]
+        for order in range(1, len(table)):
+            step, before = steps[order - 1], steps[order - 2] if order > 1 else np.inf
+            left, taken = abs(float(term[order])), abs(float(term[order] - term[order - 1]))
+            error = max(step * max(2.0, 1.5 * left / max(taken, np.finfo(float).tiny)), noise)
+            if order > 1:
+                error = max(error, 0.02 * before) if step < before else np.inf
+            if error < best.error:
+                best = Limit(table[order], error, power, order)
+    return best
+
+
+def _neville(x: Array, values: Array) -> list[Array]:
+    """Values at x = 0 of the polynomials through the last state, the last two, and so on."""
+    column, table = list(values), [values[-1]]
+    for order in range(1, len(x)):
+        for i in range(len(x) - 1, order - 1, -1):
+            below = x[i - order]
+            column[i] = (below * column[i] - x[i] * column[i - 1]) / (below - x[i])
+        table.append(column[-1])
+    return table
 
 
 def _need(model: Any, name: str) -> Callable[..., Any]:

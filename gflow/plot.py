@@ -196,7 +196,7 @@ def error(ax: Axes, result: Comparison, **style: Any) -> list[Line2D]:
 
 
 def loss(ax: Axes, trajectory: Trajectory, **style: Any) -> list[Line2D]:
-    """Loss against time, on a logarithmic axis.
+    """Loss against time, on a logarithmic axis; with ``clock="loss"`` log L against log t.
 
     Parameters
     ----------
@@ -215,6 +215,11 @@ def loss(ax: Axes, trajectory: Trajectory, **style: Any) -> list[Line2D]:
     ValueError
         If the model has no loss.
     """
+    if trajectory.log_time is not None:
+        lines = ax.plot(trajectory.log_time, trajectory.log_loss, **style)
+        ax.set_xlabel(r"$\log\, t$")
+        ax.set_ylabel(r"$\log\, L$")
+        return lines
     lines = ax.semilogy(trajectory.t, trajectory.loss, **style)
     ax.set_xlabel("time $t$")
     ax.set_ylabel("loss $L$")
@@ -246,7 +251,7 @@ def steps(ax: Axes, trajectory: Trajectory, **style: Any) -> list[Line2D]:
         raise ValueError("trajectory must be of the flow to have a step history; it is of gradient descent")
     kept = trajectory.steps.accepted
     lines = ax.loglog((trajectory.steps.t + trajectory.steps.h)[kept], trajectory.steps.h[kept], **style)
-    ax.set_xlabel("time $t$")
+    ax.set_xlabel("time $t$" if trajectory.log_time is None else r"$\log(1/L)$")
     ax.set_ylabel("step size $h$")
     return lines
 

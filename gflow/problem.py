@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +39,8 @@ class Problem:
     ----------
     kind : str
         ``"regression"`` here; see :meth:`factorization`, :meth:`sensing`, :meth:`completion`.
+    logarithm : bool
+        Whether log L stands in the place of L; see :attr:`log`.
 
     Raises
     ------
@@ -58,6 +60,7 @@ class Problem:
     weight_decay: float = 0.0
     kind: str = field(default="regression", kw_only=True)
     mask: Array | None = field(default=None, kw_only=True, repr=False)
+    logarithm: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, KINDS)
@@ -77,6 +80,8 @@ class Problem:
                 value.setflags(write=False)
             object.__setattr__(self, name, value)
         object.__setattr__(self, "_kernel_arguments", {})
+        if self.logarithm:
+            self._check_logarithm()
 
     def _check_regression(self) -> tuple[Any, ...]:
         x = finite_array("X", self.X, ("n", "d"))
@@ -99,6 +104,24 @@ class Problem:
                     f"to {sums.max():g}"
                 )
         return x, y, None, len(x)
+
+    def _check_logarithm(self) -> None:
+        """Whether log L is offered: for losses whose least value is 0 and lies at infinity."""
+        if self.kind != "regression" or self.loss == "square":
+            raise ValueError(
+                "problem must have the logistic, exponential or softmax loss for the logarithm of its loss; "
+                f"it is of kind {self.kind!r} with the {self.loss} loss"
+            )
+        if self.weight_decay:
+            raise ValueError(
+                "problem must have weight_decay = 0 for the logarithm of its loss: with decay the minimum is finite; "
+                f"got {self.weight_decay:g}"
+            )
+        if self.loss == "softmax" and not np.all(self.Y.max(axis=1) == 1.0):
+            raise ValueError(
+                "Y must be one-hot for the logarithm of the softmax loss, which soft labels keep away from 0; "
+                f"got a row with largest entry {self.Y.max(axis=1).min():g}"
+            )
 
     def _check_factorization(self) -> tuple[Any, ...]:
         return None, finite_array("M", self.Y, ("k", "d")), None, None
@@ -210,6 +233,20 @@ class Problem:
         """
         return cls(None, M, "square", factor, weight_decay, kind="completion", mask=mask)  # type: ignore[arg-type]
 
+    @cached_property
+    def log(self) -> Problem:
+        """This problem with log L in the place of L, which ``clock="loss"`` integrates.
+
+        For the logistic, exponential and softmax losses without weight decay; softmax with one-hot labels.
+        Loss, gradient and Hessian are those of log L, exact where L itself would under- or overflow.
+
+        Raises
+        ------
+        ValueError
+            For another loss, weight decay, or soft labels.
+        """
+        return replace(self, logarithm=True)
+
     @property
     def inputs(self) -> int:
         """Input dimension d: columns of the end-to-end map."""
@@ -248,11 +285,14 @@ class Problem:
         Raises
         ------
         ValueError
-            For sensing and completion, where the data do not determine one.
+            For sensing and completion, where the data do not determine one, and for other losses than the
+            square loss.
         """
         if self.kind == "factorization":
             return self.Y
         self._require("target", "regression", "factorization")
+        if self.loss != "square":
+            raise ValueError(f"target is defined for the square loss; this problem has the {self.loss} loss")
         return np.ascontiguousarray(np.linalg.lstsq(self.X, self.Y, rcond=None)[0].T)
 
     @cached_property

@@ -30,7 +30,8 @@ class Status:
     code : str
         ``"finished"``, ``"stopped"`` (by ``stop=``), ``"at_rest"`` (by ``rest=``), ``"interrupted"``, ``"failed"`` (a callable raised),
         ``"max_steps"``, ``"step_too_small"``, ``"non_finite"``, ``"memory"``, ``"zero_neuron"`` (a neuron
-        reached w = 0, where the flow can go on in several ways) or ``"stuck"`` (events without end).
+        reached w = 0, where the flow can go on in several ways), ``"stuck"`` (events without end) or
+        ``"settled"`` (by ``clock="loss"``: the loss tends to a finite value).
     message : str
         What happened, and what to try.
     warnings : tuple of str
@@ -51,7 +52,10 @@ class Status:
 
 
 class Steps(NamedTuple):
-    """Every attempted step: start, length, and whether it was accepted, each (S,)."""
+    """Every attempted step: start, length, and whether it was accepted, each (S,).
+
+    With ``clock="loss"`` in units of log(1/L); lengths of rejected steps are then to first order.
+    """
 
     t: Array
     h: Array
@@ -113,7 +117,8 @@ class Gauges(NamedTuple):
     ``invariant_drift`` (T,): largest change of a conserved quantity, relative to the size of the
     terms that cancel in it; None if the model names no invariants.
     ``dissipation_defect`` (T,): \\|L(0) − L(t) − ∫‖∇L‖²dt\\| relative to L(0); None without a loss or
-    for gradient descent.
+    for gradient descent.  With ``clock="loss"``: \\|log(L(0)/L) − ∫‖∇log L‖²ds\\| relative to
+    max(1, log(L(0)/L)).
     """
 
     invariant_drift: Array | None
@@ -124,12 +129,14 @@ class ErrorEstimate(NamedTuple):
     """Measured difference from a run at a hundredth of the tolerance.
 
     ``theta`` (T,): ‖θ − θ_ref‖ / ‖θ_ref‖; ``loss`` (T,): \\|L − L_ref\\|, absolute (None without a loss);
-    ``reference``: the finer run.  NaN at times that the finer run did not reach.
+    ``reference``: the finer run.  NaN at times that the finer run did not reach.  With ``clock="loss"`` the
+    states are compared at equal loss, and ``log_time`` (T,) is the difference of log t, absolute; else None.
     """
 
     theta: Array
     loss: Array | None
     reference: Trajectory
+    log_time: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +146,8 @@ class Trajectory:
     Attributes
     ----------
     t : array (T,)
-        Times of the saved states; the sum of the step sizes so far for gradient descent.
+        Times of the saved states; the sum of the step sizes so far for gradient descent; log(1/L) with
+        ``clock="loss"``.
     theta : array (T, P)
         Parameters.
     outcome : Status
@@ -156,6 +164,11 @@ class Trajectory:
         What is known of the limit, where the last time is ∞ and the flow came near it.
     observed : dict of str to array (T, ...)
         Observables computed on the way; also ``trajectory[name]``.
+    log_time : array (T,) or None
+        With ``clock="loss"``: logarithm of the time at which the flow dθ/dt = −∇L is in the state; −inf at
+        the start.
+    s : array (T,) or None
+        With ``clock="loss"``: the time of the flow dθ/ds = −∇log L, ds = L dt.
     versions : dict
         Versions of gflow, numpy, scipy, numba and Python that made it.
 
@@ -174,6 +187,8 @@ class Trajectory:
     limit: Limit | None = field(default=None, repr=False)
     observed: dict[str, Array] = field(default_factory=dict, repr=False)
     dissipation: Array | None = field(default=None, repr=False)
+    log_time: Array | None = field(default=None, repr=False)
+    s: Array | None = field(default=None, repr=False)
     dense: tuple[Array, Array] | None = field(default=None, repr=False)
     checkpoints: tuple[Array, Array] | None = field(default=None, repr=False)
     state: dict[str, Array] = field(default_factory=dict, repr=False)
@@ -183,9 +198,10 @@ class Trajectory:
     solve: Callable[..., Trajectory] | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
+        name = "t" if self.log_time is None else "log(1/L)"
         return (
             f"Trajectory: {len(self.t)} states of {self.theta.shape[1]} parameters, "
-            f"t = {self.t[0]:g} to {self.t[-1]:g}. {self.outcome}"
+            f"{name} = {self.t[0]:g} to {self.t[-1]:g}. {self.outcome}"
         )
 
     def __getitem__(self, name: str) -> Array:
@@ -216,6 +232,27 @@ class Trajectory:
         """Model on problem, as functions of the parameters."""
         return Objective(self.spec["model"], self.spec["problem"])
 
+    @cached_property
+    def _potential(self) -> Objective:
+        """What the flow descends: L, or log L with ``clock="loss"``."""
+        if self.log_time is None:
+            return self.objective
+        return Objective(self.spec["model"], self.spec["problem"].log)
+
+    @cached_property
+    def log_loss(self) -> Array:
+        """Logarithm of the loss (T,) at the saved states, exact where the loss itself would underflow.
+
+        Raises
+        ------
+        ValueError
+            For a loss without a logarithm: see ``Problem.log``.
+        """
+        model, problem = self.spec["model"], self.spec["problem"]
+        if not getattr(model, "logarithms", False):
+            raise ValueError(f"log_loss needs a model that knows log L; {type(model).__name__} does not")
+        return Objective(model, problem.log).losses(self.theta)
+
     @property
     def end(self) -> Array:
         """The last saved state (P,)."""
@@ -242,8 +279,12 @@ class Trajectory:
             drift = _invariant_drift(self.objective, start, self.t, self.theta)
         defect = None
         if self.dissipation is not None and self.objective.has("loss"):
-            first = self.objective.loss(self.spec["theta0"])
-            defect = np.abs(first - self.loss - self.dissipation) / (abs(first) or 1.0)
+            first = self._potential.loss(self.spec["theta0"])
+            if self.log_time is None:
+                defect = np.abs(first - self.loss - self.dissipation) / (abs(first) or 1.0)
+            else:
+                fall = first - self._potential.losses(self.theta)
+                defect = np.abs(fall - self.dissipation) / np.maximum(1.0, fall)
         return Gauges(drift, defect)
 
     @cached_property
@@ -269,7 +310,7 @@ class Trajectory:
         """How much a perturbation may have grown: exp ∫ max(−λ_min(H), 0) dt from the start to the end.
 
         H is the Hessian of the loss, at up to 32 of the accepted steps, evenly thinned; the integral
-        is the trapezoid's.  Needs ``model.hvp``.
+        is the trapezoid's.  Needs ``model.hvp``.  With ``clock="loss"`` it is that of dθ/ds = −∇log L.
 
         Raises
         ------
@@ -304,10 +345,11 @@ class Trajectory:
         """Exponent of the sensitivity, and the amplification."""
         assert self.checkpoints is not None
         times, states = self.checkpoints
-        if np.isfinite(self.t[-1]):
-            within = times < self.t[-1]  # steps overshoot the end
-            times, states = np.append(times[within], self.t[-1]), np.vstack([states[within], self.end])
-        bottom = np.array([self.objective.eigenvalues(x, 1, "smallest", tol=1e-3)[0] for x in states])
+        last = self.t[-1] if self.s is None else self.s[-1]
+        if np.isfinite(last):
+            within = times < last  # steps overshoot the end
+            times, states = np.append(times[within], last), np.vstack([states[within], self.end])
+        bottom = np.array([self._potential.eigenvalues(x, 1, "smallest", tol=1e-3)[0] for x in states])
         rate = np.maximum(-bottom, 0.0)
         exponent = np.concatenate([[0.0], np.cumsum(0.5 * (rate[1:] + rate[:-1]) * np.diff(times))])
         # relative to the largest state so far: a flow that decays to zero amplifies nothing
@@ -371,7 +413,13 @@ class Trajectory:
         if self._loss_or_none() is not None:
             loss = np.full(len(self.t), np.nan)
             loss[reached] = np.abs(self.loss[reached] - reference.loss[match])
-        return ErrorEstimate(theta, loss, reference)
+        log_time = None
+        if self.log_time is not None and reference.log_time is not None:
+            log_time = np.full(len(self.t), np.nan)
+            ours, theirs = self.log_time[reached], reference.log_time[match]
+            with np.errstate(invalid="ignore"):  # both are -inf at the start
+                log_time[reached] = np.where(ours == theirs, 0.0, np.abs(ours - theirs))
+        return ErrorEstimate(theta, loss, reference, log_time)
 
     def save(self, path: str | Path) -> Path:
         """Write the trajectory and its whole cause to one ``.npz`` file; return its path.
@@ -380,6 +428,7 @@ class Trajectory:
         """
         parts: dict[str, Any] = {
             "t": self.t, "theta": self.theta, "dissipation": self.dissipation,
+            "log_time": self.log_time, "s": self.s,
             "loss": self.recorded_loss if self._loaded else self._loss_or_none(), "state": self.state, "observed": self.observed,
             "steps": None if self.steps is None else tuple(self.steps),
             "methods": None if self.methods is None else tuple(self.methods),
@@ -413,6 +462,7 @@ def read(path: str | Path) -> Trajectory:
         events=None if parts["events"] is None else Events(*parts["events"]),
         limit=None if parts["limit"] is None else Limit(*parts["limit"]),
         observed=parts["observed"], dissipation=parts["dissipation"],
+        log_time=parts.get("log_time"), s=parts.get("s"),
         dense=parts["dense"], checkpoints=parts["checkpoints"],
         state=parts["state"], versions=parts["versions"],
         recorded_spec=spec, recorded_loss=parts["loss"],

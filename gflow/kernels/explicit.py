@@ -310,7 +310,7 @@ def take_back(state, output, h):
 
 
 @kernel
-def _state_at(gradient, data, dims, work, tableau, state, t, out, rtol, atol):
+def state_at(gradient, data, dims, work, tableau, state, t, out, rtol, atol):
     """Parameters at a time within the last step, to ``out``, and dissipation.
 
     By the interpolant if it obeys the flow there, else by a step of its own from where the last one began.
@@ -407,12 +407,12 @@ def _keep_checkpoint(state):
 
 
 @kernel
-def _largest(values, theta, rtol, atol):
+def largest(values, theta, rtol, atol):
     """Largest of |values| in units of the tolerance; unlike the squares, it does not overflow."""
-    largest = 0.0
+    most = 0.0
     for i in range(atol.size):
-        largest = max(largest, abs(values[i]) / (atol[i] + rtol * abs(theta[i])))
-    return largest
+        most = max(most, abs(values[i]) / (atol[i] + rtol * abs(theta[i])))
+    return most
 
 
 @kernel
@@ -421,7 +421,7 @@ def _start(gradient, data, dims, work, tableau, state, rtol, atol):
     size, h0, t = atol.size, 1e-6, state.clock[T]
     theta, trial, stages = state.theta, state.theta_new, state.stages
     _field(gradient, t, theta, data, dims, work, state.gradient, stages, state.slopes, 0)
-    unit, slope = _largest(theta, theta, rtol, atol), _largest(stages[0], theta, rtol, atol)
+    unit, slope = largest(theta, theta, rtol, atol), largest(stages[0], theta, rtol, atol)
     if unit > 1e-5 and slope > 1e-5:
         h0 = 0.01 * unit / slope
     for i in range(size):
@@ -429,7 +429,7 @@ def _start(gradient, data, dims, work, tableau, state, rtol, atol):
     _field(gradient, t + h0, trial, data, dims, work, state.gradient, stages, state.slopes, 1)
     for i in range(size):
         trial[i] = stages[1, i] - stages[0, i]
-    bend = _largest(trial, theta, rtol, atol) / h0
+    bend = largest(trial, theta, rtol, atol) / h0
     steepest = max(slope, bend)
     h1 = max(1e-6, 1e-3 * h0)
     if steepest > 1e-15:
@@ -470,7 +470,7 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
                 output.theta[place] = theta
                 output.dissipation[place] = clock[DISSIPATION]
             else:
-                output.dissipation[place] = _state_at(
+                output.dissipation[place] = state_at(
                     gradient, data, dims, work, tableau, state, times[place], output.theta[place], rtol, atol
                 )
             cursor[SAVED] += 1

@@ -6,17 +6,18 @@ through the end-to-end matrix.
 Layout
 ------
 ``dims`` holds ``[objective, d, k, m, N, w_0, ..., w_N]``: inputs d = w_0, outputs k = w_N, and m
-samples or measurements.  For the symmetric model N = 1 and the widths are ``[d, rank]``.
+samples or measurements.  For the symmetric model N = 1 and the widths are ``[d, rank]``.  The objective
+``SAMPLES`` plus a code of ``losses`` is that loss of the outputs on the samples.
 ``data`` holds ``[factor, weight_decay, floor, ...]`` followed by the arrays of the objective:
 
 ==============  ==========================================================================
 COVARIANCE      X^T X (d, d), Y^T X (k, d), R (d, d), C (k, d) with ||W X^T - Y^T||_F^2 =
                 ||W R^T - C||_F^2 + floor / factor: the gradient needs one product, and the
                 loss is a sum of squares that does not cancel
-SAMPLES         X^T (d, n), Y^T (k, n)
 FACTORIZATION   M (k, d)
 SENSING         A (m, k d), y (m)
 COMPLETION      M (k, d), observed entries as 0.0 or 1.0 (k, d)
+SAMPLES + loss  X^T (d, n), Y^T (k, n)
 ==============  ==========================================================================
 """
 
@@ -24,13 +25,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from gflow.kernels import losses
 from gflow.kernels.abi import kernel
-from gflow.kernels.products import mul, mul_nt, mul_tn
+from gflow.kernels.products import loop_mul, loop_mul_nt, loop_mul_tn, mul, mul_nt, mul_tn
 
-COVARIANCE, SAMPLES, FACTORIZATION, SENSING, COMPLETION = range(5)
+COVARIANCE, FACTORIZATION, SENSING, COMPLETION, SAMPLES = range(5)
 
 _HEADER = 3
 _WIDTHS = 5
+# Up to this many multiplications in one layer the calls of a gradient cost more than its products (measured).
+_FEW = 256
 
 
 @kernel
@@ -45,10 +49,10 @@ def _add(source, i0, out, k0, n):
         out[k0 + i] += source[i0 + i]
 
 
-@kernel
+@kernel(forceinline=True)
 def _columns(dims):
     """Columns of the matrices that run through the network: samples, or the identity's."""
-    return dims[3] if dims[0] == SAMPLES else dims[1]
+    return dims[3] if dims[0] >= SAMPLES else dims[1]
 
 
 @kernel
@@ -73,6 +77,9 @@ def _residual_derivative(work, p, d, data, dims, rest):
         for i in range(size):
             observed = data[_HEADER + size + i]
             work[d + i] = scale * observed * (work[p + i] - data[_HEADER + i])
+    elif objective > SAMPLES:
+        labels = _HEADER + inputs * m
+        losses.derivative(objective - SAMPLES, data[0], outputs, m, data, labels, work, p, d)
     else:
         target = _HEADER + (inputs * m if objective == SAMPLES else 0)
         for i in range(size):
@@ -80,8 +87,8 @@ def _residual_derivative(work, p, d, data, dims, rest):
 
 
 @kernel
-def _residual_tangent(work, q, e, data, dims, rest):
-    """Write the derivative of dL/dp along q to e; dL/dp is affine in p for every objective here."""
+def _residual_tangent(work, p, d, q, e, data, dims, rest):
+    """Write the derivative of dL/dp along q to e, given p and d = dL/dp."""
     objective, inputs, outputs, m = dims[0], dims[1], dims[2], dims[3]
     scale, size = 2.0 * data[0], outputs * _columns(dims)
     if objective == COVARIANCE:
@@ -96,6 +103,9 @@ def _residual_tangent(work, q, e, data, dims, rest):
     elif objective == COMPLETION:
         for i in range(size):
             work[e + i] = scale * data[_HEADER + size + i] * work[q + i]
+    elif objective > SAMPLES:
+        labels = _HEADER + inputs * m
+        losses.tangent(objective - SAMPLES, data[0], outputs, m, data, labels, work, p, d, q, e)
     else:
         for i in range(size):
             work[e + i] = scale * work[q + i]
@@ -106,7 +116,7 @@ def _output_loss(theta, work, p, data, dims, rest):
     """Loss of the output that stands in ``work`` at p, with the weight decay."""
     objective, inputs, outputs, m = dims[0], dims[1], dims[2], dims[3]
     size = outputs * _columns(dims)
-    total = 0.0
+    total, factor = 0.0, data[0]
     if objective == COVARIANCE:
         root = _HEADER + inputs * (inputs + outputs)
         mul_nt(work, p, data, root, work, rest, outputs, inputs, inputs)
@@ -119,11 +129,14 @@ def _output_loss(theta, work, p, data, dims, rest):
     elif objective == COMPLETION:
         for i in range(size):
             total += data[_HEADER + size + i] * (work[p + i] - data[_HEADER + i]) ** 2
+    elif objective > SAMPLES:
+        total = losses.value(objective - SAMPLES, factor, outputs, m, data, _HEADER + inputs * m, work, p)
+        factor = 1.0
     else:
         target = _HEADER + (inputs * m if objective == SAMPLES else 0)
         for i in range(size):
             total += (work[p + i] - data[target + i]) ** 2
-    total = data[0] * total + data[2]
+    total = factor * total + data[2]
     if data[1] != 0.0:
         square = 0.0
         for i in range(theta.size):
@@ -132,7 +145,7 @@ def _output_loss(theta, work, p, data, dims, rest):
     return total
 
 
-@kernel
+@kernel(forceinline=True)
 def _add_decay(theta, data, out):
     if data[1] != 0.0:
         for i in range(theta.size):
@@ -148,7 +161,7 @@ def _forward(theta, data, dims, work):
         cols, rows = dims[_WIDTHS + layer], dims[_WIDTHS + layer + 1]
         if layer > 0:
             mul(theta, weight, work, previous, work, store, rows, cols, columns)
-        elif dims[0] == SAMPLES:
+        elif dims[0] >= SAMPLES:
             mul(theta, weight, data, _HEADER, work, store, rows, cols, columns)
         else:
             _copy(theta, weight, work, store, rows * cols)
@@ -173,9 +186,61 @@ def loss(t, theta, data, dims, work):
     return _output_loss(theta, work, end - dims[2] * _columns(dims), data, dims, end)
 
 
+@kernel(forceinline=True)
+def _gradient_of_numbers(theta, data, dims, work, out):
+    """Gradient of a chain of numbers: all widths one."""
+    p = 1.0
+    for layer in range(theta.size):
+        work[layer] = p
+        p *= theta[layer]
+    covariance = data[_HEADER] if dims[0] == COVARIANCE else 1.0
+    cross = data[_HEADER + 1] if dims[0] == COVARIANCE else data[_HEADER]
+    d = 2.0 * data[0] * (p * covariance - cross)
+    for layer in range(theta.size - 1, -1, -1):
+        out[layer] = d * work[layer]
+        d *= theta[layer]
+    _add_decay(theta, data, out)
+
+
 @kernel
-def gradient(t, theta, data, dims, work, out):
-    """Gradient of a deep linear network: one sweep forward, one back."""
+def _gradient_of_few(theta, data, dims, work, out):
+    """The gradient of a small network: what ``gradient`` does, in loops in place."""
+    depth, columns, samples = dims[4], _columns(dims), dims[0] >= SAMPLES
+    weight, store, previous, widest = 0, 0, 0, dims[_WIDTHS]
+    for layer in range(depth):
+        cols, rows = dims[_WIDTHS + layer], dims[_WIDTHS + layer + 1]
+        widest = max(widest, rows)
+        if layer > 0:
+            loop_mul(theta, weight, work, previous, work, store, rows, cols, columns)
+        elif samples:
+            loop_mul(theta, weight, data, _HEADER, work, store, rows, cols, columns)
+        else:
+            for i in range(rows * cols):
+                work[i] = theta[i]
+        previous = store
+        weight += rows * cols
+        store += rows * columns
+    d, d_below = store, store + widest * columns
+    _residual_derivative(work, previous, d, data, dims, store + 2 * widest * columns)
+    for layer in range(depth - 1, 0, -1):
+        cols, rows = dims[_WIDTHS + layer], dims[_WIDTHS + layer + 1]
+        weight -= rows * cols
+        previous -= cols * columns
+        loop_mul_nt(work, d, work, previous, out, weight, rows, columns, cols)
+        loop_mul_tn(theta, weight, work, d, work, d_below, cols, rows, columns)
+        d, d_below = d_below, d
+    cols, rows = dims[_WIDTHS], dims[_WIDTHS + 1]
+    if samples:
+        loop_mul_nt(work, d, data, _HEADER, out, 0, rows, columns, cols)
+    else:
+        for i in range(rows * cols):
+            out[i] = work[d + i]
+    _add_decay(theta, data, out)
+
+
+@kernel
+def _gradient_of_many(theta, data, dims, work, out):
+    """Gradient of any deep linear network."""
     columns = _columns(dims)
     buffer = _widest(dims) * columns
     end = _forward(theta, data, dims, work)
@@ -190,11 +255,64 @@ def gradient(t, theta, data, dims, work, out):
             mul_nt(work, d, work, store - cols * columns, out, weight, rows, columns, cols)
             mul_tn(theta, weight, work, d, work, d_below, cols, rows, columns)
             d, d_below = d_below, d
-        elif dims[0] == SAMPLES:
+        elif dims[0] >= SAMPLES:
             mul_nt(work, d, data, _HEADER, out, weight, rows, columns, cols)
         else:
             _copy(work, d, out, weight, rows * cols)
     _add_decay(theta, data, out)
+
+
+@kernel
+def _gradient_by_outputs(theta, data, dims, work, out):
+    """Gradient of a network of fewer outputs k than columns: all products are k rows high.
+
+    A_j = W_N ... W_{j+1} from the top, then B_j = dL/dW (W_j ... W_1)^T from below; dL/dW_j = A_j^T B_{j-1}.
+    """
+    depth, inputs, k, columns = dims[4], dims[1], dims[2], _columns(dims)
+    samples = dims[0] >= SAMPLES
+    top = dims[_WIDTHS + depth - 1]
+    weight, store = theta.size - k * top, 0
+    _copy(theta, weight, work, 0, k * top)
+    for layer in range(depth - 2, 0, -1):
+        cols, rows = dims[_WIDTHS + layer], dims[_WIDTHS + layer + 1]
+        weight -= rows * cols
+        mul(work, store, theta, weight, work, store + k * rows, k, rows, cols)
+        store += k * rows
+    b = store + k * dims[_WIDTHS + 1]
+    b_above = b + k * _widest(dims)
+    mul(work, store, theta, 0, work, b, k, dims[_WIDTHS + 1], inputs)
+    p = b_above + k * _widest(dims)
+    d = p + k * columns
+    if samples:
+        mul(work, b, data, _HEADER, work, p, k, inputs, columns)
+        _residual_derivative(work, p, d, data, dims, d + k * columns)
+        mul_nt(work, d, data, _HEADER, work, b, k, columns, inputs)
+    else:
+        _residual_derivative(work, b, d, data, dims, d + k * columns)
+        _copy(work, d, work, b, k * inputs)
+    weight = 0
+    for layer in range(depth - 1):
+        cols, rows = dims[_WIDTHS + layer], dims[_WIDTHS + layer + 1]
+        mul_tn(work, store, work, b, out, weight, rows, k, cols)
+        mul_nt(work, b, theta, weight, work, b_above, k, cols, rows)
+        b, b_above = b_above, b
+        weight += rows * cols
+        store -= k * dims[_WIDTHS + layer + 2]
+    _copy(work, b, out, weight, k * top)
+    _add_decay(theta, data, out)
+
+
+@kernel
+def gradient(t, theta, data, dims, work, out):
+    """Gradient of a deep linear network: one sweep forward, one back."""
+    if theta.size == dims[4] and (dims[0] == COVARIANCE or dims[0] == FACTORIZATION):
+        _gradient_of_numbers(theta, data, dims, work, out)
+    elif theta.size * _columns(dims) <= _FEW:
+        _gradient_of_few(theta, data, dims, work, out)
+    elif dims[4] > 1 and dims[2] < _columns(dims):
+        _gradient_by_outputs(theta, data, dims, work, out)
+    else:
+        _gradient_of_many(theta, data, dims, work, out)
 
 
 @kernel
@@ -212,7 +330,7 @@ def hvp(t, theta, v, data, dims, work, out):
             mul(v, weight, work, previous - span, work, store, rows, cols, columns)
             mul(theta, weight, work, previous, work, rest, rows, cols, columns)
             _add(work, rest, work, store, rows * columns)
-        elif dims[0] == SAMPLES:
+        elif dims[0] >= SAMPLES:
             mul(v, weight, data, _HEADER, work, store, rows, cols, columns)
         else:
             _copy(v, weight, work, store, rows * cols)
@@ -221,7 +339,7 @@ def hvp(t, theta, v, data, dims, work, out):
         store += rows * columns
     last = outputs * columns
     _residual_derivative(work, span - last, d, data, dims, rest)
-    _residual_tangent(work, 2 * span - last, e, data, dims, rest)
+    _residual_tangent(work, span - last, d, 2 * span - last, e, data, dims, rest)
     store = span
     for layer in range(dims[4] - 1, -1, -1):
         cols, rows = dims[_WIDTHS + layer], dims[_WIDTHS + layer + 1]
@@ -238,7 +356,7 @@ def hvp(t, theta, v, data, dims, work, out):
             mul_tn(theta, weight, work, d, work, d_below, cols, rows, columns)
             d, d_below = d_below, d
             e, e_below = e_below, e
-        elif dims[0] == SAMPLES:
+        elif dims[0] >= SAMPLES:
             mul_nt(work, e, data, _HEADER, out, weight, rows, columns, cols)
         else:
             _copy(work, e, out, weight, rows * cols)
@@ -248,7 +366,7 @@ def hvp(t, theta, v, data, dims, work, out):
 def work_size(dims: np.ndarray) -> int:
     """Length of the scratch array that the three kernels of a deep linear network need."""
     widths = [int(w) for w in dims[_WIDTHS:]]
-    columns = int(dims[3]) if dims[0] == SAMPLES else int(dims[1])
+    columns = int(dims[3]) if dims[0] >= SAMPLES else int(dims[1])
     largest = max(rows * cols for rows, cols in zip(widths[1:], widths[:-1], strict=True))
     scratch = max(max(widths) * columns, largest, int(dims[3]))
     return 2 * sum(widths[1:]) * columns + 4 * max(widths) * columns + scratch
@@ -258,7 +376,7 @@ def work_size(dims: np.ndarray) -> int:
 def _symmetric_output(work, w, p, data, dims):
     """Write the output of the map w to p: W itself, or W X^T when the objective is on samples."""
     size = dims[_WIDTHS]
-    if dims[0] == SAMPLES:
+    if dims[0] >= SAMPLES:
         mul(work, w, data, _HEADER, work, p, size, size, dims[3])
     else:
         _copy(work, w, work, p, size * size)
@@ -268,7 +386,7 @@ def _symmetric_output(work, w, p, data, dims):
 def _symmetric_pull(work, d, w, data, dims):
     """Write G + G^T to w, where G = dL/dW comes from d = dL/dp."""
     size = dims[_WIDTHS]
-    if dims[0] == SAMPLES:
+    if dims[0] >= SAMPLES:
         mul_nt(work, d, data, _HEADER, work, w, size, dims[3], size)
     else:
         _copy(work, d, work, w, size * size)
@@ -314,17 +432,18 @@ def symmetric_hvp(t, theta, v, data, dims, work, out):
     """Hessian of W = U U^T times v."""
     size, rank, columns = dims[_WIDTHS], dims[_WIDTHS + 1], _columns(dims)
     w, dw = 0, size * size
-    p, d = 2 * size * size, 2 * size * size + size * columns
-    rest = d + size * columns
+    p = 2 * size * size
+    d, q, e = p + size * columns, p + 2 * size * columns, p + 3 * size * columns
+    rest = e + size * columns
     mul_nt(theta, 0, theta, 0, work, w, size, rank, size)
     _symmetric_output(work, w, p, data, dims)
     _residual_derivative(work, p, d, data, dims, rest)
     _symmetric_pull(work, d, w, data, dims)
     mul_nt(theta, 0, v, 0, work, dw, size, rank, size)
     _symmetrise(work, dw, size)
-    _symmetric_output(work, dw, p, data, dims)
-    _residual_tangent(work, p, d, data, dims, rest)
-    _symmetric_pull(work, d, dw, data, dims)
+    _symmetric_output(work, dw, q, data, dims)
+    _residual_tangent(work, p, d, q, e, data, dims, rest)
+    _symmetric_pull(work, e, dw, data, dims)
     mul(work, dw, theta, 0, out, 0, size, size, rank)
     mul(work, w, v, 0, work, rest, size, size, rank)
     _add(work, rest, out, 0, size * rank)
@@ -334,8 +453,8 @@ def symmetric_hvp(t, theta, v, data, dims, work, out):
 def symmetric_work_size(dims: np.ndarray) -> int:
     """Length of the scratch array that the three kernels of W = U U^T need."""
     size, rank, m = int(dims[_WIDTHS]), int(dims[_WIDTHS + 1]), int(dims[3])
-    columns = m if dims[0] == SAMPLES else size
-    return 2 * size * (size + columns) + max(size * rank, m, size * columns)
+    columns = m if dims[0] >= SAMPLES else size
+    return 2 * size * (size + 2 * columns) + max(size * rank, m, size * columns)
 
 
 def batch_layout(data: np.ndarray, dims: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,6 +1,8 @@
 """Products of matrices that lie in flat arrays, given by their offsets.
 
-Views cost numba more than the arithmetic of a small product, so that small ones are plain loops.
+Views cost numba more than the arithmetic of a small product, so that small ones are plain loops: the
+``loop_`` functions, which are inlined where they are called.  A function that only calls those is free of
+reference counts as well.
 """
 
 from __future__ import annotations
@@ -23,12 +25,9 @@ def _mul_blas(a, i0, b, j0, out, k0, rows, inner, cols):
     np.dot(_matrix(a, i0, rows, inner), _matrix(b, j0, inner, cols), _matrix(out, k0, rows, cols))
 
 
-@kernel
-def mul(a, i0, b, j0, out, k0, rows, inner, cols):
+@kernel(forceinline=True)
+def loop_mul(a, i0, b, j0, out, k0, rows, inner, cols):
     """out = a b for matrices (rows, inner) and (inner, cols) that start at i0, j0, k0 of flat arrays."""
-    if rows * inner * cols > _SMALL:
-        _mul_blas(a, i0, b, j0, out, k0, rows, inner, cols)
-        return
     for i in range(rows):
         for j in range(cols):
             x = 0.0
@@ -38,16 +37,22 @@ def mul(a, i0, b, j0, out, k0, rows, inner, cols):
 
 
 @kernel
+def mul(a, i0, b, j0, out, k0, rows, inner, cols):
+    """out = a b for matrices (rows, inner) and (inner, cols) that start at i0, j0, k0 of flat arrays."""
+    if rows * inner * cols > _SMALL:
+        _mul_blas(a, i0, b, j0, out, k0, rows, inner, cols)
+        return
+    loop_mul(a, i0, b, j0, out, k0, rows, inner, cols)
+
+
+@kernel
 def _mul_tn_blas(a, i0, b, j0, out, k0, rows, inner, cols):
     np.dot(_matrix(a, i0, inner, rows).T, _matrix(b, j0, inner, cols), _matrix(out, k0, rows, cols))
 
 
-@kernel
-def mul_tn(a, i0, b, j0, out, k0, rows, inner, cols):
+@kernel(forceinline=True)
+def loop_mul_tn(a, i0, b, j0, out, k0, rows, inner, cols):
     """out = a^T b for matrices (inner, rows) and (inner, cols)."""
-    if rows * inner * cols > _SMALL:
-        _mul_tn_blas(a, i0, b, j0, out, k0, rows, inner, cols)
-        return
     for i in range(rows):
         for j in range(cols):
             x = 0.0
@@ -57,8 +62,28 @@ def mul_tn(a, i0, b, j0, out, k0, rows, inner, cols):
 
 
 @kernel
+def mul_tn(a, i0, b, j0, out, k0, rows, inner, cols):
+    """out = a^T b for matrices (inner, rows) and (inner, cols)."""
+    if rows * inner * cols > _SMALL:
+        _mul_tn_blas(a, i0, b, j0, out, k0, rows, inner, cols)
+        return
+    loop_mul_tn(a, i0, b, j0, out, k0, rows, inner, cols)
+
+
+@kernel
 def _mul_nt_blas(a, i0, b, j0, out, k0, rows, inner, cols):
     np.dot(_matrix(a, i0, rows, inner), _matrix(b, j0, cols, inner).T, _matrix(out, k0, rows, cols))
+
+
+@kernel(forceinline=True)
+def loop_mul_nt(a, i0, b, j0, out, k0, rows, inner, cols):
+    """out = a b^T for matrices (rows, inner) and (cols, inner)."""
+    for i in range(rows):
+        for j in range(cols):
+            x = 0.0
+            for l in range(inner):
+                x += a[i0 + i * inner + l] * b[j0 + j * inner + l]
+            out[k0 + i * cols + j] = x
 
 
 @kernel
@@ -67,9 +92,4 @@ def mul_nt(a, i0, b, j0, out, k0, rows, inner, cols):
     if rows * inner * cols > _SMALL:
         _mul_nt_blas(a, i0, b, j0, out, k0, rows, inner, cols)
         return
-    for i in range(rows):
-        for j in range(cols):
-            x = 0.0
-            for l in range(inner):
-                x += a[i0 + i * inner + l] * b[j0 + j * inner + l]
-            out[k0 + i * cols + j] = x
+    loop_mul_nt(a, i0, b, j0, out, k0, rows, inner, cols)

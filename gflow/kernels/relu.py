@@ -21,10 +21,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from gflow.kernels import losses
 from gflow.kernels.abi import kernel
 from gflow.kernels.products import mul, mul_nt, mul_tn
-
-SQUARE, LOGISTIC, EXPONENTIAL, SOFTMAX = range(4)
 
 _HEADER = 4
 KINK = 3  # where the slope at zero stands in data
@@ -116,30 +115,7 @@ def _forward(theta, data, dims, work, w, z, f):
 @kernel
 def _loss_derivative(data, dims, work, f, out):
     """Derivative of the loss by the outputs, from ``work`` at f to ``work`` at out, both (k, n)."""
-    d, k, n = dims[1], dims[2], dims[3]
-    y, factor = _HEADER + d * n, data[0]
-    if dims[0] == SQUARE:
-        for i in range(k * n):
-            work[out + i] = 2.0 * factor * (work[f + i] - data[y + i])
-    elif dims[0] == LOGISTIC:
-        for i in range(n):
-            label = data[y + i]
-            work[out + i] = -factor * label / (1.0 + np.exp(label * work[f + i]))
-    elif dims[0] == EXPONENTIAL:
-        for i in range(n):
-            label = data[y + i]
-            work[out + i] = -factor * label * np.exp(-label * work[f + i])
-    else:
-        for i in range(n):
-            top = work[f + i]
-            for a in range(1, k):
-                top = max(top, work[f + a * n + i])
-            total = 0.0
-            for a in range(k):
-                total += np.exp(work[f + a * n + i] - top)
-            for a in range(k):
-                p = np.exp(work[f + a * n + i] - top) / total
-                work[out + a * n + i] = factor * (p - data[y + a * n + i])
+    losses.derivative(dims[0], data[0], dims[2], dims[3], data, _HEADER + dims[1] * dims[3], work, f, out)
 
 
 @kernel
@@ -151,29 +127,7 @@ def loss(t, theta, data, dims, work):
     z = place + chain * m * d
     f = z + m * n
     _forward(theta, data, dims, work, w, z, f)
-    y = _HEADER + d * n
-    total = 0.0
-    if dims[0] == SQUARE:
-        for i in range(k * n):
-            total += (work[f + i] - data[y + i]) ** 2
-    elif dims[0] == LOGISTIC:
-        for i in range(n):
-            margin = data[y + i] * work[f + i]
-            total += np.log1p(np.exp(-abs(margin))) + max(-margin, 0.0)
-    elif dims[0] == EXPONENTIAL:
-        for i in range(n):
-            total += np.exp(-data[y + i] * work[f + i])
-    else:
-        for i in range(n):
-            top, right = work[f + i], 0.0
-            for a in range(1, k):
-                top = max(top, work[f + a * n + i])
-            partition = 0.0
-            for a in range(k):
-                partition += np.exp(work[f + a * n + i] - top)
-                right += data[y + a * n + i] * (work[f + a * n + i] - top)
-            total += np.log(partition) - right
-    total *= data[0]
+    total = losses.value(dims[0], data[0], k, n, data, _HEADER + d * n, work, f)
     if data[1] != 0.0:
         square = 0.0
         for i in range(theta.size if dims[5] else outer_at(dims)):
@@ -263,24 +217,8 @@ def hvp(t, theta, v, data, dims, work, out):
     mul(v, outer, work, z, work, rest, k, m, n)
     for i in range(k * n):
         work[df + i] += trained * work[rest + i]
-    y, factor = _HEADER + d * n, data[0]
-    for i in range(n):
-        if dims[0] == SQUARE:
-            for a in range(k):
-                work[change + a * n + i] = 2.0 * factor * work[df + a * n + i]
-        elif dims[0] == LOGISTIC:
-            half = np.cosh(0.5 * min(abs(work[f + i]), 700.0))
-            work[change + i] = factor * work[df + i] / (4.0 * half * half)
-        elif dims[0] == EXPONENTIAL:
-            work[change + i] = factor * np.exp(-data[y + i] * work[f + i]) * work[df + i]
-        else:
-            mean = 0.0
-            for a in range(k):
-                p = work[derivative + a * n + i] / factor + data[y + a * n + i]
-                mean += p * work[df + a * n + i]
-            for a in range(k):
-                p = work[derivative + a * n + i] / factor + data[y + a * n + i]
-                work[change + a * n + i] = factor * p * (work[df + a * n + i] - mean)
+    labels = _HEADER + d * n
+    losses.tangent(dims[0], data[0], k, n, data, labels, work, f, derivative, df, change)
     mul_tn(theta, outer, work, change, work, back, m, k, n)
     mul_tn(v, outer, work, derivative, work, rest, m, k, n)
     for i in range(m * n):

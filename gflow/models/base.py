@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gflow._check import finite_array
+from gflow.kernels import losses
 from gflow.problem import Problem
 
 Array = NDArray[np.float64]
@@ -48,6 +49,8 @@ class Model(Protocol):
         :class:`BatchArguments`, for descent on batches of so many samples.
     ``kink_at``
         Where ``data`` holds the slope that :func:`gflow.descend` takes at a kink; a model without kinks has none.
+    ``logarithms``
+        True if the kernels heed ``problem.logarithm``, as ``clock="loss"`` asks.
     """
 
     @property
@@ -78,8 +81,16 @@ class BatchArguments(NamedTuple):
     work_size: int
 
 
+def loss_code(problem: Problem) -> int:
+    """The kernels' code of a problem's loss, or of its logarithm."""
+    log = "LOG_" if problem.logarithm else ""
+    return int(getattr(losses, log + problem.loss.upper()))
+
+
 class Layered:
     """Packing of weight matrices, for networks that are a list of them."""
+
+    logarithms = True
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gflow._check import finite_array, generator, one_of, positive, positive_int
 from gflow.kernels import linear as kernels
-from gflow.models.base import Array, BatchArguments, Layered
+from gflow.models.base import Array, BatchArguments, Layered, loss_code
 from gflow.problem import Problem
 
 
@@ -35,19 +35,22 @@ def _kernel_data(problem: Problem, compress: bool) -> tuple[int, int, list[Array
 
     Many samples are compressed to their moments, unless they are to be taken one by one.
     """
-    if problem.loss != "square":
-        raise ValueError(f"problem must have the square loss for a linear network; it has {problem.loss!r}")
+    if problem.loss != "square" and problem.kind != "regression":
+        raise ValueError(
+            f"problem must have the square loss for kind {problem.kind!r}: the {problem.loss} loss is one of "
+            "labelled samples X, Y"
+        )
     x, y = problem.X, problem.Y
     floor = 0.0
     if problem.kind == "regression":
         n, d = x.shape
-        if n > d and compress:
+        if problem.loss == "square" and n > d and compress:
             objective = kernels.COVARIANCE
             r: Any = np.linalg.qr(np.hstack([x, y]), mode="r")
             floor = float(problem.factor or 0.0) * float(np.sum(r[d:, d:] ** 2))
             arrays = [problem.second_moment, problem.cross_moment, r[:d, :d], r[:d, d:].T]
         else:
-            objective = kernels.SAMPLES
+            objective = kernels.SAMPLES + loss_code(problem)
             arrays = [x.T, y.T]
     elif problem.kind == "factorization":
         objective, arrays = kernels.FACTORIZATION, [y]
@@ -128,6 +131,11 @@ class DeepLinear(Layered):
     def depth(self) -> int:
         """Number N of weight matrices."""
         return len(self.widths) - 1
+
+    @property
+    def degree(self) -> int:
+        """Degree N of homogeneity in the parameters."""
+        return self.depth
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
@@ -219,6 +227,10 @@ class DeepLinear(Layered):
             product = w @ product
         return product
 
+    def function(self, theta: ArrayLike, X: ArrayLike) -> Array:
+        """Outputs f(x_i) (n, k) at inputs (n, d)."""
+        return finite_array("X", X, ("n", self.widths[0])) @ self.end_to_end(theta).T
+
     def imbalance(self, theta: ArrayLike) -> list[Array]:
         """Imbalance matrices W_{l+1}ᵀW_{l+1} − W_l W_lᵀ (..., w_l, w_l), l = 1 … N − 1.
 
@@ -280,6 +292,7 @@ class Symmetric(Layered):
         positive_int("dimension", self.dimension)
         positive_int("rank", self.rank)
 
+    degree = 2  # of homogeneity in the parameters
     loss = property(lambda self: kernels.symmetric_loss)
     gradient = property(lambda self: kernels.symmetric_gradient)
     hvp = property(lambda self: kernels.symmetric_hvp)
@@ -334,6 +347,10 @@ class Symmetric(Layered):
         """End-to-end map W = U Uᵀ (..., d, d) of parameters (..., P)."""
         (u,) = self.unpack(theta)
         return u @ np.swapaxes(u, -1, -2)
+
+    def function(self, theta: ArrayLike, X: ArrayLike) -> Array:
+        """Outputs f(x_i) (n, d) at inputs (n, d)."""
+        return finite_array("X", X, ("n", self.dimension)) @ self.end_to_end(theta).T
 
     def jacobian(self, theta: ArrayLike, X: ArrayLike) -> Array:
         """Derivative (n, d, P) of the outputs f(x_i) by the parameters."""

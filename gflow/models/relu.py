@@ -11,15 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from gflow._check import finite_array, generator, one_of, positive, positive_int
 from gflow.kernels import relu as kernels
-from gflow.models.base import Array, BatchArguments, Layered
+from gflow.models.base import Array, BatchArguments, Layered, loss_code
 from gflow.problem import Problem
 
-_LOSSES = {
-    "square": kernels.SQUARE,
-    "logistic": kernels.LOGISTIC,
-    "exponential": kernels.EXPONENTIAL,
-    "softmax": kernels.SOFTMAX,
-}
 # Sine of the angle below which two inputs count as parallel.
 _PARALLEL = 1e-13
 
@@ -77,6 +71,11 @@ class TwoLayerReLU(Layered):
         return self.first_depth == 1
 
     @property
+    def degree(self) -> int:
+        """Degree of homogeneity in what is trained: the number of its matrices."""
+        return self.first_depth + self.train_outer
+
+    @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """Shapes of W (or of W_1, W_2, …) and A."""
         m = self.width
@@ -100,7 +99,7 @@ class TwoLayerReLU(Layered):
         members = np.argsort(np.where(coefficients != 0, plane, len(normals)), kind="stable")
         dims = np.array(
             [
-                _LOSSES[problem.loss], self.inputs, self.outputs, len(problem.X), self.width,
+                loss_code(problem), self.inputs, self.outputs, len(problem.X), self.width,
                 self.train_outer, self.first_depth, len(normals), *plane, *members, 0, *np.cumsum(counts),
             ],
             dtype=np.int64,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import gflow
+import gflow.neurons
 
 X, Y = np.ones((4, 3)), np.ones((4, 2))
 A, y = np.ones((5, 2, 3)), np.ones(5)
@@ -15,6 +16,8 @@ PROBLEM = gflow.Problem(X, Y)
 MODEL = gflow.DeepLinear((3, 2, 2))
 THETA0 = np.full(MODEL.size, 0.1)
 SCALAR = gflow.DeepLinear((1, 1, 1))
+PREDICTOR, SIGNS = gflow.DeepLinear((3, 1)), np.ones(4)
+LABELLED = gflow.Problem(X, SIGNS, "logistic")
 UNIT = gflow.Problem.factorization([[1.0]])
 
 
@@ -26,6 +29,17 @@ def broken(array, value):
 
 def flow(**changes):
     return gflow.flow(**{"model": MODEL, "problem": PROBLEM, "theta0": THETA0, "t": 1.0, **changes})
+
+
+def by_loss(**changes):
+    arguments = {
+        "model": PREDICTOR,
+        "problem": LABELLED,
+        "theta0": np.full(3, 0.1),
+        "t": 4.0,
+        "clock": "loss",
+    }
+    return gflow.flow(**{**arguments, **changes})
 
 
 def descend(**changes):
@@ -235,6 +249,41 @@ CASES = {
     "start after t": (lambda: continued(t=0.5), "t", "0.5"),
     "start after t[0]": (lambda: continued(t=[0.5, 2.0]), "t", r"t\[0\] is 0.5"),
     "start of descent": (lambda: flow(theta0=None, t=2.0, start=descend()), "start", "gradient descent"),
+    # the clock of the loss
+    "clock unknown": (lambda: flow(clock="arc"), "clock", "'arc'"),
+    "clock of the loss for the square loss": (lambda: flow(clock="loss"), "clock", "'loss'.*square"),
+    "clock of the loss with decay": (
+        lambda: by_loss(problem=gflow.Problem(X, SIGNS, "logistic", weight_decay=0.1)), "clock", "0.1"),
+    "clock of the loss with soft labels": (
+        lambda: by_loss(model=MODEL, theta0=THETA0, problem=gflow.Problem(X, Y / 2, "softmax")), "clock", "0.5"),
+    "clock of the loss of log L": (lambda: by_loss(problem=LABELLED.log), "clock", "log L"),
+    "clock of the loss for a model of one's own": (
+        lambda: gflow.flow(Own(good_gradient), None, [1.0, 2.0], 1.0, clock="loss"), "clock", "Own"),
+    "clock of the loss and dense": (lambda: by_loss(dense=True), "dense", "clock"),
+    "t below log(1/L)": (lambda: by_loss(t=0.1), "t", "0.1"),
+    "t[0] below log(1/L)": (lambda: by_loss(t=[-1.0, 5.0]), "t", r"t\[0\] is -1"),
+    "start of another clock": (
+        lambda: by_loss(theta0=None, t=9.0, clock="time", start=by_loss()), "clock", "'time'"),
+    "start before t by the loss": (lambda: by_loss(theta0=None, t=2.0, start=by_loss()), "t", "2"),
+    "log of the square loss": (lambda: PROBLEM.log, "problem", "square"),
+    "target of the logistic loss": (lambda: LABELLED.target, "target", "logistic"),
+    "aligned to the logistic loss": (
+        lambda: PREDICTOR.init("aligned", problem=LABELLED), "target", "logistic"),
+    "logistic loss of sensing": (
+        lambda: gflow.flow(MODEL, gflow.Problem(A, y, "logistic", kind="sensing"), THETA0, 1.0),
+        "problem", "'sensing'"),
+    "log_loss of the square loss": (lambda: flow().log_loss, "problem", "square"),
+    "max_margin of an array": (lambda: gflow.theory.separable.max_margin(X), "problem", "ndarray"),
+    "max_margin of other labels": (
+        lambda: gflow.theory.separable.max_margin(gflow.Problem(X, 2 * SIGNS)), "Y", "-?2"),
+    "max_margin of soft labels": (
+        lambda: gflow.theory.separable.max_margin(gflow.Problem(X, Y / 2, "softmax")), "Y", "0.5"),
+    "max_margin of factorization": (
+        lambda: gflow.theory.separable.max_margin(gflow.Problem.factorization(M)), "problem", "'factorization'"),
+    "limit of two states": (lambda: gflow.observe.limit(by_loss(), "direction"), "trajectory", "2"),
+    "angle to nothing": (lambda: gflow.neurons.angle_to([[0.0, 0.0, 0.0]]), "map", "zero"),
+    "angle to another shape": (
+        lambda: gflow.neurons.angle_to([[1.0]])(PREDICTOR, LABELLED, np.ones(3)), "map", r"\(1, 1\)"),
     # models of one's own
     "gradient plain": (own(plain_gradient), r"model\.gradient", "got function"),
     "gradient a number": (own(3), r"model\.gradient", "got int"),

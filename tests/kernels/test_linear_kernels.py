@@ -281,3 +281,43 @@ def test_loss_above_a_noise_floor_equals_the_residuals():
     assert (
         np.abs(single.gradient(problem.target.ravel())).max() <= 50 * EPS * np.abs(problem.cross_moment).max()
     )
+
+
+@pytest.mark.parametrize("loss", ["square", "softmax"])
+@pytest.mark.parametrize(
+    ("widths", "samples"),
+    [((9, 8, 7, 8, 6), 20), ((9, 8, 7, 8, 6), 7), ((12, 5, 3), 9), ((6, 2, 9), 4), ((3, 2), 8)],
+)
+def test_the_ways_to_a_gradient_agree(widths, samples, loss):
+    """By loops in place, on the columns of the inputs, on the rows of the outputs; scratch is not read unwritten."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((samples, widths[0])), rng.standard_normal((samples, widths[-1]))
+    if loss == "softmax":
+        y = np.eye(widths[-1])[rng.integers(0, widths[-1], samples)]
+    model = gflow.DeepLinear(widths)
+    o = Objective(model, gflow.Problem(x, y, loss=loss, weight_decay=0.1))
+    theta = rng.standard_normal(model.size)
+    ways = [kernels._gradient_of_few, kernels._gradient_of_many]
+    if len(widths) > 2 and widths[-1] < kernels._columns(o.dims):
+        ways.append(kernels._gradient_by_outputs)
+    found = []
+    for way in ways:
+        found.append(np.full(model.size, np.nan))
+        way(theta, o.data, o.dims, np.full(o.work.size, np.nan), found[-1])
+    for other in (*found[1:], o.gradient(theta)):
+        np.testing.assert_allclose(other, found[0], rtol=0, atol=1e-13 * np.abs(found[0]).max())
+
+
+def test_the_gradient_of_a_chain_of_numbers():
+    """All widths one: dL/dw_j = (c prod w - b) prod_{i != j} w_i + decay w_j, with zeros among the factors."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((5, 1)), rng.standard_normal((5, 1))
+    model = gflow.DeepLinear((1,) * 5)
+    for problem, c, b in (
+        (gflow.Problem(x, y, weight_decay=0.2), (x**2).sum() / 5, (x * y).sum() / 5),
+        (gflow.Problem.factorization([[1.5]], weight_decay=0.2), 1.0, 1.5),
+    ):
+        for theta in (rng.standard_normal(4), np.array([0.5, 0.0, 2.0, -1.0])):
+            others = np.array([np.prod(np.delete(theta, j)) for j in range(4)])
+            expected = (c * np.prod(theta) - b) * others + 0.2 * theta
+            np.testing.assert_allclose(Objective(model, problem).gradient(theta), expected, rtol=1e-13)

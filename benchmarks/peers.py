@@ -1,0 +1,273 @@
+"""gflow and its peers on a task, each as a function (rtol) ↦ states (T, P) at the task's times.
+
+Each group stands on one package and is asked for its contestants in a process of its own; a package that
+is not installed raises ImportError.  Everybody gets the same times and the same rtol and atol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from problems import Task
+
+import gflow
+from gflow.integrate import METHODS
+
+Run = Callable[[float], np.ndarray]
+_MANY = 2**31 - 1
+_KRYLOV = 30
+
+
+def _jitted(task: Task) -> Callable[[float, Any], Any]:
+    """The right-hand side by gflow's compiled gradient."""
+    o, out = task.objective, np.empty(task.theta0.size)
+    kernel, data, dims, work = o.gradient_kernel.call, o.data, o.dims, o.work
+
+    def field(t: float, y: Any) -> Any:
+        kernel(0.0, np.ascontiguousarray(y), data, dims, work, out)
+        return -out
+
+    field(0.0, task.theta0)  # compile
+    return field
+
+
+def gflow_(task: Task) -> dict[str, Run]:
+    """``"gflow"`` is what a user gets who names no method; the others are shown beside it."""
+    more = {"max_steps": _MANY}
+
+    def run(method: str, rtol: float) -> np.ndarray:
+        if "levels" in task.options:  # states at values of the loss
+            times, clock = task.options["levels"], {"clock": "loss"}
+        else:
+            times, clock = task.t, {}
+        made = gflow.flow(
+            task.model, task.problem, task.theta0, times, method=method, rtol=rtol, **clock, **more
+        )
+        if clock:
+            return np.vstack([task.theta0, made.theta])
+        return made.theta
+
+    return {
+        "gflow": partial(run, "auto"),
+        **{f"gflow {method}": partial(run, method) for method in METHODS},
+    }
+
+
+def scipy_(task: Task) -> dict[str, Run]:
+    from scipy.integrate import solve_ivp
+
+    right, jitted = task.field(np, task.constants), _jitted(task)
+
+    def plain(t: float, y: Any) -> Any:
+        return right(y)
+
+    def run(method: str, field: Any, rtol: float) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            made = solve_ivp(
+                field, (0.0, task.t[-1]), task.theta0, method, t_eval=task.t, rtol=rtol, atol=task.atol(rtol)
+            )
+        return made.y.T
+
+    def in_log_time(rtol: float) -> np.ndarray:
+        s = np.log1p(task.t)
+        made = solve_ivp(
+            lambda s, y: np.exp(s) * jitted(0.0, y), (0.0, s[-1]), task.theta0, "DOP853", t_eval=s,
+            rtol=rtol, atol=task.atol(rtol),
+        )  # fmt: skip
+        return made.y.T
+
+    methods = ("RK45", "DOP853", "LSODA", "Radau", "BDF")
+    runs: dict[str, Run] = {f"scipy {m}": partial(run, m, jitted) for m in methods}
+    runs |= {f"scipy {m} numpy": partial(run, m, plain) for m in methods}
+    if "levels" in task.options:
+        runs["scipy DOP853 in log t, by hand"] = in_log_time
+    return runs
+
+
+def numbalsoda_(task: Task) -> dict[str, Run]:
+    import numba
+    import numbalsoda
+
+    size, n_data = task.theta0.size, task.objective.data.size
+    n_all = n_data + task.objective.work.size
+    parameters = np.concatenate([task.objective.data, task.objective.work])
+    dims, kernel = task.objective.dims, task.objective.model.gradient
+
+    if task.name == "a":  # as one would write it
+
+        @numba.cfunc(numbalsoda.lsoda_sig)
+        def right(t: Any, y: Any, dy: Any, p: Any) -> None:
+            residual = y[0] * y[1] - 1.0
+            dy[0], dy[1] = -residual * y[1], -residual * y[0]
+
+    else:
+
+        @numba.cfunc(numbalsoda.lsoda_sig)
+        def right(t: Any, y: Any, dy: Any, p: Any) -> None:
+            out, numbers = numba.carray(dy, (size,)), numba.carray(p, (n_all,))
+            kernel(0.0, numba.carray(y, (size,)), numbers[:n_data], dims, numbers[n_data:], out)
+            for i in range(size):
+                out[i] = -out[i]
+
+    def run(solver: Any, rtol: float) -> np.ndarray:
+        states, _ = solver(
+            right.address, task.theta0, task.t, data=parameters, rtol=rtol, atol=task.atol(rtol), mxstep=_MANY
+        )
+        return states
+
+    return {
+        "numbalsoda lsoda": partial(run, numbalsoda.lsoda),
+        "numbalsoda dop853": partial(run, numbalsoda.dop853),
+    }
+
+
+def diffrax_(task: Task) -> dict[str, Run]:
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    import diffrax
+    import jax.numpy as jnp
+
+    right = task.field(jnp, {k: jnp.asarray(v) for k, v in task.constants.items()})
+    term = diffrax.ODETerm(lambda t, y, args: right(y))
+    times, start = jnp.asarray(task.t), jnp.asarray(task.theta0)
+
+    def solve(solver: Any, proportional: float, integral: float, exact: bool, rtol: Any, atol: Any) -> Any:
+        control: Any = diffrax.PIDController(rtol=rtol, atol=atol, pcoeff=proportional, icoeff=integral)
+        if exact:  # its interpolation is of order three: step to the saved times
+            control = diffrax.ClipStepSizeController(control, step_ts=times)
+        return diffrax.diffeqsolve(
+            term, solver, times[0], times[-1], None, start, saveat=diffrax.SaveAt(ts=times),
+            stepsize_controller=control, max_steps=None, throw=False,
+        ).ys  # fmt: skip
+
+    def contestant(*settings: Any) -> Run:
+        compiled = jax.jit(partial(solve, *settings))
+        return lambda rtol: np.asarray(compiled(rtol, task.atol(rtol)))
+
+    explicit = {"Tsit5": diffrax.Tsit5(), "Dopri8": diffrax.Dopri8()}
+    runs = {f"diffrax {name}": contestant(solver, 0.0, 1.0, False) for name, solver in explicit.items()}
+    runs |= {f"diffrax {name} PI": contestant(solver, 0.4, 0.3, False) for name, solver in explicit.items()}
+    return runs | {"diffrax Kvaerno5": contestant(diffrax.Kvaerno5(), 0.0, 1.0, True)}
+
+
+def torchdiffeq_(task: Task) -> dict[str, Run]:
+    import torch
+    from torchdiffeq import odeint
+
+    torch.set_num_threads(1)
+    right = task.field(torch, {k: torch.as_tensor(v.copy()) for k, v in task.constants.items()})
+    times, start = torch.as_tensor(task.t), torch.as_tensor(task.theta0)
+
+    def run(method: str, rtol: float) -> np.ndarray:
+        with torch.no_grad():
+            return odeint(
+                lambda t, y: right(y), start, times, rtol=rtol, atol=task.atol(rtol), method=method
+            ).numpy()
+
+    return {f"torchdiffeq {method}": partial(run, method) for method in ("dopri5", "dopri8")}
+
+
+def sundae_(task: Task) -> dict[str, Run]:
+    from sksundae.cvode import CVODE, CVODEJacTimes
+
+    o, size = task.objective, task.theta0.size
+    gradient, data, dims, work = o.gradient_kernel.call, o.data, o.dims, o.work
+    state, vector, out = np.empty(size), np.empty(size), np.empty(size)
+
+    def field(t: float, y: Any, dy: Any) -> None:
+        state[:] = y  # which is read-only
+        gradient(0.0, state, data, dims, work, out)
+        np.negative(out, dy)
+
+    def product(t: float, y: Any, dy: Any, v: Any, jv: Any) -> None:
+        state[:], vector[:] = y, v
+        o.hvp_kernel.call(0.0, state, vector, data, dims, work, out)
+        np.negative(out, jv)
+
+    def run(options: dict[str, Any], rtol: float) -> np.ndarray:
+        solver = CVODE(field, rtol=rtol, atol=task.atol(rtol), max_num_steps=_MANY, **options)
+        return solver.solve(task.t, task.theta0).y
+
+    krylov: dict[str, Any] = {"linsolver": "gmres", "krylov_dim": min(_KRYLOV, size)}
+    field(0.0, task.theta0, np.empty(size))  # compile
+    if o.has("hvp"):
+        product(0.0, task.theta0, None, task.theta0, np.empty(size))
+        krylov["jactimes"] = CVODEJacTimes(None, product)
+    runs = {
+        "CVODE BDF+GMRES": partial(run, {"method": "BDF", **krylov}),
+        "CVODE BDF+GMRES, 5 vectors": partial(run, {"method": "BDF", **krylov, "krylov_dim": 5}),
+        "CVODE Adams": partial(run, {"method": "Adams", **krylov}),
+    }
+    if size <= 1000:
+        runs["CVODE BDF dense"] = partial(run, {"method": "BDF", "linsolver": "dense"})
+    return runs
+
+
+def nivp_(task: Task) -> dict[str, Run]:
+    """Only for networks with kinks."""
+    if not task.kinks:
+        return {}
+    from solve_nivp import solve_ivp_ns
+
+    jitted, size = _jitted(task), task.theta0.size
+    x, labels = task.constants["x"], task.constants["y"]
+    n, d = x.shape
+    m = size // (d + 1)
+    pairs = m * n
+
+    def at_times(t: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Steps end where they like: cubic Hermite interpolation, of higher order than the method."""
+        from scipy.interpolate import CubicHermiteSpline
+
+        return CubicHermiteSpline(t, y, [jitted(0.0, np.ascontiguousarray(v)) for v in y])(task.t)
+
+    def plain(rtol: float) -> np.ndarray:
+        t, y, *_ = solve_ivp_ns(
+            jitted, (0.0, task.t[-1]), task.theta0, method="composite", projection="identity",
+            solver="semismooth_newton", solver_opts={"tol": max(1e-3 * rtol, 1e-13)},
+            rtol=rtol, atol=task.atol(rtol), h0=1e-4,
+        )  # fmt: skip
+        return at_times(t, y)
+
+    def inclusion(t: float, state: np.ndarray, residual: Any = None) -> np.ndarray:
+        """Signs s ∈ sign(z) of the pre-activations as variables of their own."""
+        theta, z, signs = state[:size], state[size : size + pairs], state[size + pairs :]
+        w, a = theta[: m * d].reshape(m, d), theta[m * d :]
+        slopes = 0.5 * (1.0 + signs.reshape(m, n))
+        out = slopes * (w @ x.T)
+        dl = (a @ out - labels) / n
+        down = [-((a[:, None] * slopes * dl) @ x).ravel(), -(out @ dl)]
+        return np.concatenate([*down, (w @ x.T).ravel() - z, np.zeros(pairs)])
+
+    def signs(rtol: float) -> np.ndarray:
+        z = (task.theta0[: m * d].reshape(m, d) @ x.T).ravel()
+        mass = np.diag(np.concatenate([np.ones(size), np.zeros(2 * pairs)]))
+        t, y, *_ = solve_ivp_ns(
+            inclusion, (0.0, task.t[-1]), np.concatenate([task.theta0, z, np.sign(z)]), method="composite",
+            projection="sign", solver="semismooth_newton", A=mass,
+            projection_opts={
+                "y_indices": np.arange(size, size + pairs), "w_indices": np.arange(size + pairs, size + 2 * pairs)
+            },
+            component_slices=[slice(0, size), slice(size, size + pairs), slice(size + pairs, size + 2 * pairs)],
+            skip_error_indices=[1, 2], solver_opts={"tol": max(1e-3 * rtol, 1e-13)},
+            rtol=rtol, atol=task.atol(rtol), h0=1e-4,
+        )  # fmt: skip
+        return at_times(t, y[:, :size])
+
+    return {"solve-nivp, field by signs": plain, "solve-nivp, signs as variables": signs}
+
+
+#: Group → (what must be installed, its contestants).
+GROUPS: dict[str, tuple[str, Callable[[Task], dict[str, Run]]]] = {
+    "gflow": ("gflow", gflow_),
+    "scipy": ("scipy", scipy_),
+    "numbalsoda": ("numbalsoda", numbalsoda_),
+    "diffrax": ("diffrax", diffrax_),
+    "torchdiffeq": ("torchdiffeq", torchdiffeq_),
+    "scikit-sundae": ("sksundae", sundae_),
+    "solve-nivp": ("solve_nivp", nivp_),
+}

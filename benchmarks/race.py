@@ -1,0 +1,216 @@
+"""A race: every contestant over a sweep of tolerances, in processes that are asked in turn.
+
+Each package has a process of its own, which waits while the others run: no thread pool, allocator or setting of
+one disturbs another, and one that has not finished by its cap can be ended.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+_SAMPLE_SECONDS = 0.02
+_SETUP_SECONDS = 300.0
+#: Packages that compile in the first call of a contestant, and the seconds that it is allowed more for that.
+_COMPILE_SECONDS = {"gflow": 600.0, "numbalsoda": 120.0, "diffrax": 120.0}
+
+
+class TimeUp(Exception):
+    """A contestant has not finished by its cap."""
+
+
+class Worker:
+    """The process of one package on one task."""
+
+    def __init__(self, group: str, task: str, processor_time: bool) -> None:
+        self.group, self.task, self.processor_time = group, task, processor_time
+        self.names: list[str] = []
+        self.warm: set[str] = set()
+        self._start()
+
+    def _start(self) -> None:
+        self.warm.clear()
+        for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(name, "1")  # the fastest for everybody at these sizes; XLA has its own pool
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(
+            target=_serve, args=(other, self.group, self.task, self.processor_time), daemon=True
+        )
+        self.process.start()
+        other.close()
+        answer = self._answer(_SETUP_SECONDS)
+        if isinstance(answer, str):
+            raise ImportError(answer)
+        self.names = answer
+
+    def _answer(self, seconds: float) -> Any:
+        if not self.pipe.poll(seconds):
+            raise TimeUp
+        return self.pipe.recv()
+
+    def run(self, name: str, rtol: float, repeats: int, cap: float) -> tuple[float, Any]:
+        """Seconds per call and what the last call returned; TimeUp (and a new process) past the cap."""
+        if name not in self.warm:
+            self.warm.add(name)
+            if self.group in _COMPILE_SECONDS:
+                self._run(name, rtol, 1, cap + _COMPILE_SECONDS[self.group])
+        return self._run(name, rtol, repeats, cap)
+
+    def _run(self, name: str, rtol: float, repeats: int, cap: float) -> tuple[float, Any]:
+        try:
+            self.pipe.send((name, rtol, repeats))
+            return self._answer(cap * max(1, repeats))
+        except (TimeUp, EOFError, OSError):  # or it died
+            self.close()
+            self._start()
+            raise TimeUp from None
+
+    def first_call(self, name: str, rtol: float, cap: float) -> float:
+        """Seconds of a contestant's first call, with what it compiles."""
+        self.warm.add(name)
+        return self._run(name, rtol, 1, cap + _COMPILE_SECONDS.get(self.group, 0.0))[0]
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def _serve(pipe: Connection, group: str, task_name: str, processor_time: bool) -> None:
+    import peers
+    import problems
+
+    package, make = peers.GROUPS[group]
+    try:
+        contestants = make(problems.TASKS[task_name]())
+    except ImportError:
+        pipe.send(f"{package} is not installed")
+        return
+    clock = time.process_time if processor_time else time.perf_counter
+    pipe.send(list(contestants))
+    while True:
+        name, rtol, repeats = pipe.recv()
+        states: Any = None
+        start = clock()
+        try:
+            for _ in range(repeats):
+                states = contestants[name](rtol)
+        except Exception as error:
+            states = repr(error)[:200]
+        pipe.send(((clock() - start) / repeats, states))
+
+
+@dataclass
+class Point:
+    """One contestant at one tolerance."""
+
+    rtol: float
+    error: float
+    seconds: float
+    samples: int
+    capped: bool = False
+    note: str = ""
+
+
+@dataclass
+class Curve:
+    """One contestant: its first call (with its compilation) and its points, from loose to tight."""
+
+    name: str
+    group: str
+    first_call: float = math.nan
+    points: list[Point] = field(default_factory=list)
+
+    def seconds_at(self, error: float) -> float | None:
+        """Time to an error: log-log interpolation between neighbours that enclose it, or the cheapest point below.
+
+        None if no point is as exact.
+        """
+        good = sorted((p.error, p.seconds) for p in self.points if not p.capped and math.isfinite(p.error))
+        best = min((s for e, s in good if e <= error), default=None)
+        if best is None:
+            return None
+        for (e0, s0), (e1, s1) in zip(good, good[1:], strict=False):
+            if 0 < e0 <= error < e1:
+                share = math.log(error / e0) / math.log(e1 / e0)
+                best = min(best, math.exp((1 - share) * math.log(s0) + share * math.log(s1)))
+        return best
+
+
+def race(
+    task: Any, groups: Iterable[str], reference: np.ndarray, cap: float, rounds: int, say: Any = print,
+    only: str | None = None, processor_time: bool = False,
+) -> tuple[list[Curve], dict[str, str]]:  # fmt: skip
+    """Curves of all contestants, and why packages are absent.
+
+    First each contestant goes down the tolerances alone, until it takes longer than the cap; what remains are
+    then timed in turn, A B C A B C, for ``rounds`` rounds (fewer where a call is long).  ``processor_time`` counts
+    that of a package's process, all threads; the cap stays the wall's.
+    """
+    workers, absent, curves = {}, {}, []
+    for group in groups:
+        try:
+            workers[group] = Worker(group, task.name, processor_time)
+        except ImportError as error:
+            absent[group] = str(error)
+        except TimeUp:
+            absent[group] = f"did not set up within {_SETUP_SECONDS:g} s"
+        except EOFError:
+            absent[group] = "its process ended while it set up"
+    jobs: list[tuple[Worker, Curve, Point, int]] = []
+    samples: list[list[float]] = []
+    for group, worker in workers.items():
+        for name in [n for n in worker.names if only is None or only in n or n == "gflow"]:
+            curve = Curve(name, group)
+            curves.append(curve)
+            for rtol in task.rtols:
+                point = _pilot(worker, curve, task, rtol, reference, cap)
+                curve.points.append(point)
+                if point.capped:
+                    break  # a tighter one takes longer
+                repeats = max(1, round(_SAMPLE_SECONDS / max(point.seconds, 1e-5)))
+                jobs.append((worker, curve, point, repeats))
+                samples.append([point.seconds] if point.seconds > 1.0 else [])
+            say(f"  {name}: " + ", ".join(_text(p) for p in curve.points))
+    for turn in range(rounds):
+        for (worker, curve, point, repeats), kept in zip(jobs, samples, strict=True):
+            if turn > 0 and turn * point.seconds > 5.0:
+                continue
+            try:
+                kept.append(worker.run(curve.name, point.rtol, repeats, 2 * cap)[0])
+            except TimeUp:
+                point.note = "passed the cap in a later round"
+    for (_, _, point, _), kept in zip(jobs, samples, strict=True):
+        if kept:
+            point.seconds, point.samples = statistics.median(kept), len(kept)
+    for worker in workers.values():
+        worker.close()
+    return curves, absent
+
+
+def _pilot(worker: Worker, curve: Curve, task: Any, rtol: float, reference: np.ndarray, cap: float) -> Point:
+    try:
+        if math.isnan(curve.first_call) and curve.group in _COMPILE_SECONDS:
+            curve.first_call = worker.first_call(curve.name, rtol, cap)
+        seconds, states = worker.run(curve.name, rtol, 1, cap)
+    except TimeUp:
+        return Point(rtol, math.inf, cap, 0, capped=True, note="not finished by the cap")
+    if isinstance(states, str) or states is None:
+        return Point(rtol, math.inf, seconds, 1, note=str(states))
+    error = task.error(states, reference)
+    note = "" if math.isfinite(error) else "gave up on the way"
+    return Point(rtol, error, seconds, 1, note=note)
+
+
+def _text(p: Point) -> str:
+    return "cap" if p.capped else f"{p.error:.0e} in {p.seconds:.2g} s"

@@ -1,0 +1,492 @@
+"""One integration of the flow: where it stands, and how it goes on, by the method and the clock that it has."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gflow._memory import available_memory, refuse_if_too_large
+from gflow._run import Array, Watch, versions
+from gflow.kernels import explicit, lossclock, piecewise, stiff, tableaus
+from gflow.limit import NEXT_LOOK, Seeker, of_piecewise
+from gflow.objective import Objective
+from gflow.trajectory import Events, Limit, Methods, Status, Steps, Trajectory
+
+EXPLICIT = {"tsit5": tableaus.tsit5, "dop853": tableaus.dop853}
+METHODS = (*EXPLICIT, "bdf")
+# What a continued run takes over from the pattern; the rest follows from it.
+_PATTERN = ("mode", "numbers", "share", "rate", "scales")
+_HISTORY_BLOCK = 4096
+_DENSE_BLOCK_BYTES = 2**25
+_NEW_METHOD_STEPS = 16
+
+
+def begin(
+    objective: Objective, method: str, theta: Array, times: Array, rtol: float, atol: float, events: bool,
+    dense: bool = False, rest: float = 0.0, before: dict[str, Array] | None = None, clock: str = "time",
+) -> Flow:  # fmt: skip
+    """A run at its start, or where ``before``, the state of a trajectory, has left it."""
+    tableau = EXPLICIT[pair(method, rtol)]()
+    if before is None:
+        state = explicit.new_state(theta, 0.0, tableau)
+    else:
+        state = explicit.State._make(before[name].copy() for name in explicit.State._fields)
+    state.clock[explicit.REST] = rest
+    located = events and hasattr(objective.model, "piecewise")
+    kind: type[Flow]
+    if clock == "loss":
+        kind = PiecewiseLossClock if located else LossClock
+    else:
+        kind = PiecewiseFlow if located else Flow if method in EXPLICIT else StiffFlow
+    return kind(objective, method, tableau, state, times, rtol, atol, dense, before)
+
+
+def pair(method: str, rtol: float) -> str:
+    """The explicit pair of a method."""
+    return method if method in EXPLICIT else "tsit5" if rtol >= 1e-6 else "dop853"
+
+
+class Flow:
+    """One adaptive integration: where it stands, and how it goes on."""
+
+    verb = "flow"
+    clock_name = "t"
+
+    def __init__(
+        self, objective: Objective, method: str, tableau: tableaus.Tableau, state: explicit.State,
+        times: Array, rtol: float, atol: float, dense: bool, before: dict[str, Array] | None = None,
+    ) -> None:  # fmt: skip
+        self.objective, self.tableau, self.state, self.times = objective, tableau, state, times
+        self.methods = [(float(state.clock[explicit.T]), method)]
+        self.rtol, self.atol = rtol, np.full(objective.size, atol)
+        refuse_if_too_large("t", "states to be saved", len(times) * (objective.size + 1) * 8)
+        self.theta, self.dissipation = np.empty((len(times), objective.size)), np.empty(len(times))
+        self.cursor = np.zeros(3, dtype=np.int64)
+        self.history: list[Array] = []
+        self.dense: list[tuple[Array, Array]] = []
+        self.keep_dense = dense
+        self.over_kinks = hasattr(objective.model, "piecewise") and not isinstance(self, PiecewiseFlow)
+        self.steps_before = self.steps
+        self.total = float(times[-1])
+        self.limit: Limit | None = None
+        self.seeker: Seeker | None = None
+        # a rough cost in units of a nanosecond, for the length of the first stretch
+        cost = len(tableau.node) * (objective.data.size + objective.work.size + 8 * objective.size + 100)
+        self.first_budget = int(min(max(2e7 / cost, 1), 10_000))
+        self._new_history()
+        self._new_dense()
+        if before is not None and dense and state.clock[explicit.H_BEFORE] > 0:
+            self._store_dense()
+
+    @property
+    def steps(self) -> int:
+        return int(self.state.counters[explicit.ACCEPTED] + self.state.counters[explicit.REJECTED])
+
+    @property
+    def saved(self) -> int:
+        return int(self.cursor[explicit.SAVED])
+
+    @property
+    def t(self) -> float:
+        return float(self.state.clock[explicit.T])
+
+    @property
+    def now(self) -> Array:
+        return self.state.theta
+
+    @property
+    def advanced(self) -> int:
+        """A count that grows when there is a new state to show to ``stop``."""
+        return int(self.state.counters[explicit.ACCEPTED])
+
+    @property
+    def done(self) -> float:
+        return min(self.t, self.total)
+
+    @property
+    def within(self) -> bool:
+        """Whether the end has not been passed."""
+        return self.t <= self.total
+
+    def note(self) -> str:
+        return f"{self.clock_name} = {self.t:.4g}, {self.steps} steps, h = {self.state.clock[explicit.H]:.2g}"
+
+    def _new_history(self) -> None:
+        self.history.append(np.empty((_HISTORY_BLOCK * min(2 ** len(self.history), 64), 3)))
+        self.cursor[explicit.HISTORY] = 0
+
+    @property
+    def _degree(self) -> int:
+        """Degree of the stored polynomials."""
+        return self.tableau.interpolant.shape[1]
+
+    def _store_dense(self) -> None:
+        """Keep the step in which the trajectory that is continued came to its end."""
+        o = self.objective
+        explicit.store_dense(
+            o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, self.output()
+        )
+
+    def _new_dense(self) -> None:
+        degree, size = self._degree, self.objective.size
+        rows = 0
+        if self.keep_dense:
+            rows = int(np.clip(_DENSE_BLOCK_BYTES // (8 * (degree + 1) * size), 1, 1024))
+            needed, free = 8 * rows * (degree + 1) * size, available_memory()
+            if free is not None and needed > 0.8 * free:
+                raise MemoryError
+        self.dense.append((np.empty((rows, 2)), np.zeros((rows, degree + 1, size))))
+        self.cursor[explicit.DENSE] = 0
+
+    def advance(self, budget: int, max_steps: int) -> Status | None:
+        """Go on for at most ``budget`` steps; the outcome, or None if there is more to do."""
+        code = self._advance(self.output(), budget, self.steps_before + max_steps)
+        if code == explicit.BLOCK_FULL:
+            if self.cursor[explicit.HISTORY] == len(self.history[-1]):
+                self._new_history()
+            if self.keep_dense and self.cursor[explicit.DENSE] == len(self.dense[-1][0]):
+                try:
+                    self._new_dense()
+                except MemoryError:
+                    return Status("memory", self.stopped_at("the dense output did not fit into memory")
+                                  + " Give the wanted times in t instead of dense=True.")  # fmt: skip
+        if code in (explicit.BLOCK_FULL, explicit.PAUSED):
+            return None
+        if code == explicit.AT_REST and math.isinf(self.total):
+            return self._look_for_limit()
+        return self._outcome(code, max_steps)
+
+    def _look_for_limit(self) -> Status | None:
+        """Save the limit at t = inf if it can be told from here; else go on to where the flow is slower."""
+        clock = self.state.clock
+        if self.seeker is None:
+            self.seeker = self._new_seeker()
+        speed, part = math.sqrt(self.state.slopes[0]), float(clock[explicit.REST])
+        found = self.seeker.look(self.t, self.now, speed, part)
+        if found is None:
+            clock[explicit.REST] *= NEXT_LOOK
+            return None
+        loss_here = self.objective.loss(self.now) if self.objective.has("loss") else np.nan
+        place = self.saved
+        self.theta[place], self.limit = found
+        loss_there = self.objective.loss(self.theta[place]) if self.objective.has("loss") else np.nan
+        # the rest of the dissipation is what the loss still falls by
+        self.dissipation[place] = clock[explicit.DISSIPATION] + loss_here - loss_there
+        self.cursor[explicit.SAVED] += 1
+        return _limit_status(self.limit, self.steps)
+
+    def _new_seeker(self) -> Seeker:
+        return Seeker(self.objective, self.rtol)
+
+    def output(self) -> explicit.Output:
+        """Where the compiled loop writes."""
+        return explicit.Output(
+            self.cursor, self.times, self.theta, self.dissipation, self.history[-1], *self.dense[-1]
+        )
+
+    def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
+        return self._compiled(output, budget, max_steps)
+
+    def _compiled(self, output: explicit.Output, budget: int, max_steps: int) -> int:
+        o = self.objective
+        return explicit.advance(
+            o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, output,
+            self.rtol, self.atol, budget, max_steps,
+        )  # fmt: skip
+
+    def _outcome(self, code: int, max_steps: int) -> Status:
+        if code == explicit.FINISHED:
+            return Status("finished", f"Reached {self.clock_name} = {self.total:g} in {self.steps} steps.")
+        if code == explicit.MAX_STEPS:
+            h = self.state.clock[explicit.H]
+            advice = (
+                f" The last step size was {h:.2g}: go on with start=, raise max_steps, or loosen rtol "
+                "if the solution has long settled."
+            )
+            return Status("max_steps", self.stopped_at(f"max_steps = {max_steps} was reached") + advice)
+        if code == explicit.AT_REST:
+            part = self.state.clock[explicit.REST]
+            return Status("at_rest", self.stopped_at(f"the speed has fallen to {part:g} of its largest"))
+        if code == explicit.NON_FINITE:
+            advice = " Check that the loss and its gradient are finite there; the last finite state is kept."
+            return Status("non_finite", self.stopped_at("the gradient is not finite") + advice)
+        advice = (
+            " The field seems to be discontinuous or not smooth here, or rtol and atol ask for more than "
+            "double precision holds."
+        )
+        return Status("step_too_small", self.stopped_at("the step size fell below the spacing of t") + advice)
+
+    def stopped_at(self, why: str) -> str:
+        return (
+            f"Stopped at {self.clock_name} = {self.t:.6g} of {self.total:g} after {self.steps} steps: {why}."
+        )
+
+    def reached(self) -> tuple[Array, Array, Array]:
+        """Times, states and dissipation that were saved, and the last state where the end was not reached."""
+        n, clock = self.saved, self.state.clock
+        t, theta, dissipation = self.times[:n], self.theta[:n], self.dissipation[:n]
+        if n < len(self.times) and (n == 0 or self.t > t[-1]):
+            t, theta = np.append(t, self.t), np.vstack([theta, self.now])
+            dissipation = np.append(dissipation, clock[explicit.DISSIPATION])
+        return t, theta, dissipation
+
+    def trajectory(self, outcome: Status, watch: Watch, spec: dict[str, Any]) -> Trajectory:
+        """The trajectory as far as it has come."""
+        t, theta, dissipation = self.reached()
+        counters = self.state.counters
+        if self.over_kinks:
+            outcome = replace(outcome, message=f"{outcome.message} Kinks were not located (events=False).")
+        history = self.history[-1][: self.cursor[explicit.HISTORY]]
+        if len(self.history) > 1:
+            history = np.concatenate([*self.history[:-1], history])
+        dense = None
+        if self.keep_dense:
+            times, coefficients = self.dense[-1]
+            k = self.cursor[explicit.DENSE]
+            kept = [*self.dense[:-1], (times[:k], coefficients[:k])]
+            dense = np.concatenate([a for a, _ in kept]), np.concatenate([b for _, b in kept])
+        k = int(counters[explicit.CHECKPOINTS])
+        checkpoints = self.state.checkpoint_times[:k], self.state.checkpoints[:k]
+        names = {
+            "accepted": explicit.ACCEPTED,
+            "rejected": explicit.REJECTED,
+            "gradients": explicit.GRADIENTS,
+        }
+        return Trajectory(
+            t=t, theta=theta, outcome=outcome, dissipation=dissipation,
+            observed=watch.arrays(len(t)),
+            counts={name: int(counters[i]) for name, i in names.items()},
+            steps=Steps(history[:, 0], history[:, 1], history[:, 2] > 0), methods=Methods.of(self.methods),
+            limit=self.limit, dense=dense, checkpoints=checkpoints, state=self.state._asdict(),
+            versions=versions(), recorded_spec=spec,
+        )  # fmt: skip
+
+
+class StiffFlow(Flow):
+    """An integration that may take implicit steps."""
+
+    def __init__(
+        self, objective: Objective, method: str, tableau: tableaus.Tableau, state: explicit.State,
+        times: Array, rtol: float, *more: Any,
+    ) -> None:  # fmt: skip
+        self.kind = stiff.AUTO if method == "auto" else stiff.BDF
+        self.pair = pair(method, rtol)
+        self.stiff = stiff.new_stiff(objective.size) if self.kind == stiff.BDF else None
+        self.switched = False
+        before = more[-1]
+        if before is not None and "stiff_numbers" in before:
+            self.stiff = stiff.new_stiff(objective.size)
+            for name in stiff.KEPT:
+                getattr(self.stiff, name)[:] = before[f"stiff_{name}"]
+        if self.kind == stiff.BDF:
+            objective.hvp(state.theta, state.theta)  # what is wrong with it shows here
+        super().__init__(objective, self._name, tableau, state, times, rtol, *more)
+
+    @property
+    def _implicit(self) -> bool:
+        return self.stiff is not None and bool(self.stiff.numbers[stiff.IMPLICIT])
+
+    @property
+    def _name(self) -> str:
+        return "bdf" if self._implicit else self.pair
+
+    @property
+    def _degree(self) -> int:
+        return max(super()._degree, stiff.DENSE_DEGREE)
+
+    def _store_dense(self) -> None:
+        if self.stiff is not None and self.stiff.numbers[stiff.LAST_IMPLICIT]:
+            stiff.store_dense(self.state, self.stiff, self.output())
+        else:
+            super()._store_dense()
+
+    def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
+        o = self.objective
+        if self.stiff is None:  # few steps must not pay for what they do not need
+            wait = stiff.first_look(o.size) - self.steps
+            if wait > 0:
+                return super()._advance(output, min(budget, wait), max_steps)
+            self.stiff = stiff.new_stiff(o.size)
+        if self.switched:  # these steps cost otherwise than those from which the budget is
+            budget = min(budget, _NEW_METHOD_STEPS)
+        code: int = stiff.advance(
+            o.gradient_kernel, o.hvp_kernel, o.data, o.dims, o.work, self.tableau, self.state, self.stiff,
+            output, self.kind, self.rtol, self.atol, budget, max_steps,
+        )  # fmt: skip
+        self.switched = self._name != self.methods[-1][1]
+        if self.switched:
+            self.methods.append((self.t, self._name))
+        return code
+
+    def trajectory(self, outcome: Status, watch: Watch, spec: dict[str, Any]) -> Trajectory:
+        """The trajectory as far as it has come, with what it takes to go on with its method."""
+        made = super().trajectory(outcome, watch, spec)
+        if self.stiff is None:
+            return made
+        kept = {f"stiff_{name}": getattr(self.stiff, name) for name in stiff.KEPT}
+        products = int(self.stiff.numbers[stiff.PRODUCTS])
+        return replace(made, state={**made.state, **kept}, counts={**made.counts, "products": products})
+
+
+class PiecewiseFlow(Flow):
+    """An integration that locates the kinks of a ReLU network."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        o, before = self.objective, arguments[-1]
+        self.pattern = piecewise.new_pattern(o.dims, o.size, max(0.01 * self.rtol, 1e-14), self.atol[0])
+        self.table: list[Array] = []
+        if before is None:
+            zero = piecewise.begin(
+                o.gradient_kernel, self.t, self.state.theta, o.data, o.dims, o.work, self.state, self.pattern
+            )
+            if zero >= 0:
+                raise ValueError(
+                    "theta0 must have w_j != 0 on the span of the inputs for every neuron, where the flow is "
+                    f"unique; w_{zero} is zero there"
+                )
+        elif "mode" not in before:
+            raise ValueError("start must be a trajectory with events; it was made with events=False")
+        else:
+            for name in _PATTERN:
+                getattr(self.pattern, name)[:] = before[name]
+            piecewise.resume(self.state.theta, o.data, o.dims, o.work, self.pattern)
+            self.table.append(before["pending"])
+
+    def _new_seeker(self) -> Seeker:
+        return Seeker(self.objective, self.rtol, *of_piecewise(self.objective, self.pattern))
+
+    def _compiled(self, output: explicit.Output, budget: int, max_steps: int) -> int:
+        o = self.objective
+        return piecewise.advance(
+            o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, output, self.pattern,
+            self.rtol, self.atol, budget, max_steps,
+        )  # fmt: skip
+
+    def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
+        code = self._compiled(output, budget, max_steps)
+        numbers = self.pattern.numbers
+        self.table.append(self.pattern.table[: numbers[piecewise.EVENTS]].copy())
+        numbers[piecewise.EVENTS] = 0
+        return explicit.PAUSED if code == piecewise.TABLE_FULL else code
+
+    def _outcome(self, code: int, max_steps: int) -> Status:
+        if code == piecewise.AT_ZERO:
+            j = int(self.pattern.numbers[piecewise.ZERO_NEURON])
+            return Status(
+                "zero_neuron",
+                self.stopped_at(
+                    f"neuron {j} has reached w = 0, or w orthogonal to more inputs than are independent"
+                )
+                + " There its kinks meet and the flow can go on in several ways; gflow does not choose.",
+            )
+        if code == piecewise.STUCK:
+            return Status(
+                "stuck",
+                self.stopped_at("the events at one time do not end")
+                + " Several kinks meet here to rounding; perturb the start, or use events=False.",
+            )
+        return super()._outcome(code, max_steps)
+
+    def trajectory(self, outcome: Status, watch: Watch, spec: dict[str, Any]) -> Trajectory:
+        """The trajectory as far as it has come, with its events."""
+        table = np.concatenate(self.table) if self.table else np.empty((0, 4))
+        end = float(self.reached()[0][-1])
+        pending, table = table[table[:, 0] > end], table[table[:, 0] <= end]  # a step passes over the end
+        events = Events(
+            table[:, 0], table[:, 1].astype(np.int64), table[:, 2].astype(np.int64),
+            np.array(piecewise.KINDS)[table[:, 3].astype(np.int64)],
+        )  # fmt: skip
+        branches = int(np.sum(events.kind == "not_unique"))
+        if branches:
+            note = (
+                f'not unique: at {branches} events (kind "not_unique") the flow could have gone on in '
+                "another way; what follows is one of its solutions."
+            )
+            outcome = replace(outcome, warnings=(*outcome.warnings, note))
+        made = super().trajectory(outcome, watch, spec)
+        kept = {name: getattr(self.pattern, name) for name in _PATTERN}
+        state: dict[str, Any] = {**made.state, **kept, "pending": pending}
+        return replace(made, events=events, state=state, checkpoints=None)
+
+
+class LossClock(Flow):
+    """An integration of dθ/ds = −∇log L that saves at values of log(1/L); its objective is log L."""
+
+    clock_name = "log(1/L)"
+
+    def __init__(
+        self, objective: Objective, method: str, tableau: tableaus.Tableau, state: explicit.State,
+        times: Array, rtol: float, atol: float, dense: bool, before: dict[str, Array] | None = None,
+    ) -> None:  # fmt: skip
+        level = -objective.loss(state.theta)
+        self.clock = lossclock.new_clock(times, level, tableau.interpolant.shape[1])
+        if before is not None:
+            self.clock.numbers[:] = before["loss_clock"]
+        self.never = np.full(len(times) + 1, np.inf)
+        super().__init__(objective, method, tableau, state, times, rtol, atol, dense, before)
+
+    @property
+    def t(self) -> float:
+        return float(self.clock.numbers[lossclock.LEVEL])
+
+    def output(self) -> explicit.Output:
+        return super().output()._replace(times=self.never)
+
+    def _compiled(self, output: explicit.Output, budget: int, max_steps: int) -> int:
+        o = self.objective
+        common = (
+            o.gradient_kernel, o.loss_kernel, o.data, o.dims, o.work, self.tableau, self.state, output, self.clock
+        )  # fmt: skip
+        rest = self.rtol, self.atol, budget, max_steps
+        if isinstance(self, PiecewiseFlow):
+            return lossclock.advance_piecewise(*common, self.pattern, *rest)
+        return lossclock.advance(*common, *rest)
+
+    def _outcome(self, code: int, max_steps: int) -> Status:
+        if code == lossclock.SETTLED:
+            return Status(
+                "settled",
+                self.stopped_at("log L has ceased to fall, and nothing moves any more")
+                + " The loss tends to a finite value here: the network does not separate the data.",
+            )
+        return super()._outcome(code, max_steps)
+
+    def trajectory(self, outcome: Status, watch: Watch, spec: dict[str, Any]) -> Trajectory:
+        """The trajectory as far as it has come, with its time."""
+        made, clock, n = super().trajectory(outcome, watch, spec), self.clock, self.saved
+        log_time, s = clock.log_times[:n], clock.s[:n]
+        base = clock.numbers[lossclock.BASE]
+        if len(made.t) > n:
+            log_time = np.append(log_time, clock.numbers[lossclock.LOG_TIME])
+            s = np.append(s, base + self.state.clock[explicit.T])
+        checkpoints = made.checkpoints
+        if checkpoints is not None:
+            checkpoints = checkpoints[0] + base, checkpoints[1]
+        state = {**made.state, "loss_clock": clock.numbers}
+        return replace(made, log_time=log_time, s=s, checkpoints=checkpoints, state=state)
+
+
+class PiecewiseLossClock(LossClock, PiecewiseFlow):
+    """The same with the kinks of a ReLU network located."""
+
+
+def _limit_status(limit: Limit, steps: int) -> Status:
+    here = f"after {steps} steps, at t = {limit.reached:.6g}"
+    if limit.kind == "none":
+        return Status(
+            "no_limit",
+            f"Stopped {here}: the speed falls like t^-{limit.exponent:.3g}, too slowly for a limit. "
+            "The minimum may lie at infinity.",
+        )
+    said = {
+        "minimum": "a minimum",
+        "saddle": f"a saddle, which the flow does not leave (lowest eigenvalue {limit.lowest:.3g})",
+        "degenerate": "a critical point at which the Hessian vanishes",
+        "algebraic": f"a limit that is approached like t^-{limit.exponent:.3g}",
+    }[limit.kind]
+    codes = {"minimum": "finished", "saddle": "saddle", "degenerate": "saddle", "algebraic": "algebraic"}
+    return Status(codes[limit.kind], f"Reached {said}, seen {here}; remainder at most {limit.remainder:.2g}.")
