@@ -265,7 +265,7 @@ def restored(value):
         {1: "a", (2, 3): [4], "k": {None: 5}}, {"a/b": 1}, np.float32(0.5), np.int64(3), np.bool_(True), np.sin,
         np.linalg.norm, Scale, float("inf"),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_values_come_back_as_they_were(value):
     back, notes = restored({"x": value})
