@@ -79,7 +79,7 @@ def test_an_edited_kernel_gives_new_numbers(tmp_path):
     assert min(fresh["misses"]) >= 1 and cached["misses"] == [0] * 3
     assert fresh["flow"] == cached["flow"] == here["flow"] and fresh["descent"] == here["descent"]
 
-    edit(package / "kernels" / "linear.py", "scale, size = 2.0 * data[0]", "scale, size = 4.0 * data[0]")
+    edit(package / "kernels" / "linear.py", "2.0 * data[0]", "4.0 * data[0]")
     doubled = run(package)
     assert doubled["flow"] != fresh["flow"] and doubled["descent"] != fresh["descent"]
 
