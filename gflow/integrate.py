@@ -83,8 +83,8 @@ def flow(
         minima lie at infinity: log(1/L), so that ``t=np.log(1e12)`` goes on to the loss 1e-12 and t = 1e6 is
         within reach.  The flow is then integrated as dθ/ds = −∇log L, in which nothing under- or overflows;
         its time is ``trajectory.log_time``, the logarithm of t, with an error of about rtol (1 + log(1/L)).
-        Step sizes are in units of log(1/L), and the gauge of the dissipation is that of log L.  With
-        ``start=`` it is to be given again.
+        Step sizes are in units of log(1/L), and the gauge of the dissipation is that of log L; the
+        sensitivity is not measured.  With ``start=`` it is to be given again.
     observe : name, callable, list of them, or dict of name to callable, optional
         Observables f(model, problem, theta) to compute at the saved times; names are those of
         :mod:`gflow.observe`.  Results: ``trajectory[name]``, NaN at states that an interrupt left unseen.
@@ -489,18 +489,20 @@ class _LossClock(_Flow):
         return super()._outcome(code, max_steps)
 
     def trajectory(self, outcome: Status, watch: Watch, spec: dict[str, Any]) -> Trajectory:
-        """The trajectory as far as it has come, with its time."""
+        """The trajectory as far as it has come, with its time.
+
+        Without checkpoints: thinned over a range of s in which the flow ages by many powers of ten, they say
+        nothing of its beginning, where the curvature is negative.
+        """
+        note = 'Sensitivity is not measured with clock="loss".'
+        outcome = replace(outcome, message=f"{outcome.message} {note}")
         made, clock, n = super().trajectory(outcome, watch, spec), self.clock, self.saved
         log_time, s = clock.log_times[:n], clock.s[:n]
-        base = clock.numbers[lossclock.BASE]
         if len(made.t) > n:
             log_time = np.append(log_time, clock.numbers[lossclock.LOG_TIME])
-            s = np.append(s, base + self.state.clock[explicit.T])
-        checkpoints = made.checkpoints
-        if checkpoints is not None:
-            checkpoints = checkpoints[0] + base, checkpoints[1]
+            s = np.append(s, clock.numbers[lossclock.BASE] + self.state.clock[explicit.T])
         state = {**made.state, "loss_clock": clock.numbers}
-        return replace(made, log_time=log_time, s=s, checkpoints=checkpoints, state=state)
+        return replace(made, log_time=log_time, s=s, checkpoints=None, state=state)
 
 
 class _PiecewiseLossClock(_LossClock, _PiecewiseFlow):

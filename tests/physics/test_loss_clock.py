@@ -191,6 +191,9 @@ def test_stop_and_record(tmp_path):
     assert again.gauges.dissipation_defect.max() < 1e-8 and again.spec["clock"] == "loss"
     on = by_loss(model, problem, None, [20.0], start=again)
     assert on.status.ok and np.isfinite(on.log_time).all()
+    assert "Sensitivity is not measured" in str(got.status)
+    with pytest.raises(ValueError, match="clock"):
+        got.sensitivity()
 
 
 def test_pictures_and_comparisons_know_the_clock():
