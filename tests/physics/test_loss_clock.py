@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 
 import gflow
 from gflow.kernels import lossclock
-from gflow.neurons import angle_to
+from gflow.margins import angle_to
 from gflow.theory.separable import max_margin
 
 EPS = np.finfo(float).eps
@@ -205,6 +205,7 @@ def test_pictures_and_comparisons_know_the_clock():
     (line,) = gflow.plot.loss(ax, got)
     np.testing.assert_array_equal(line.get_xdata(), got.log_time)
     np.testing.assert_allclose(line.get_ydata(), -got.t, rtol=1e-11)
+    ax = Figure().subplots()
     gflow.plot.steps(ax, got)
     assert "1/L" in ax.get_xlabel()
     square = gflow.Problem.factorization([[2.0]])
