@@ -456,18 +456,20 @@ class LossClock(Flow):
         return super()._outcome(code, max_steps)
 
     def trajectory(self, outcome: Status, watch: Watch, spec: dict[str, Any]) -> Trajectory:
-        """The trajectory as far as it has come, with its time."""
+        """The trajectory as far as it has come, with its time.
+
+        Without checkpoints: thinned over a range of s in which the flow ages by many powers of ten, they say
+        nothing of its beginning, where the curvature is negative.
+        """
+        note = 'Sensitivity is not measured with clock="loss".'
+        outcome = replace(outcome, message=f"{outcome.message} {note}")
         made, clock, n = super().trajectory(outcome, watch, spec), self.clock, self.saved
         log_time, s = clock.log_times[:n], clock.s[:n]
-        base = clock.numbers[lossclock.BASE]
         if len(made.t) > n:
             log_time = np.append(log_time, clock.numbers[lossclock.LOG_TIME])
-            s = np.append(s, base + self.state.clock[explicit.T])
-        checkpoints = made.checkpoints
-        if checkpoints is not None:
-            checkpoints = checkpoints[0] + base, checkpoints[1]
+            s = np.append(s, clock.numbers[lossclock.BASE] + self.state.clock[explicit.T])
         state = {**made.state, "loss_clock": clock.numbers}
-        return replace(made, log_time=log_time, s=s, checkpoints=checkpoints, state=state)
+        return replace(made, log_time=log_time, s=s, checkpoints=None, state=state)
 
 
 class PiecewiseLossClock(LossClock, PiecewiseFlow):

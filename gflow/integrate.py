@@ -84,8 +84,8 @@ def flow(
         minima lie at infinity: log(1/L), so that ``t=np.log(1e12)`` goes on to the loss 1e-12 and t = 1e6 is
         within reach.  The flow is then integrated as dθ/ds = −∇log L, in which nothing under- or overflows;
         its time is ``trajectory.log_time``, the logarithm of t, with an error of about rtol (1 + log(1/L)).
-        Step sizes are in units of log(1/L), and the gauge of the dissipation is that of log L.  With
-        ``start=`` it is to be given again.
+        Step sizes are in units of log(1/L), and the gauge of the dissipation is that of log L; the
+        sensitivity is not measured.  With ``start=`` it is to be given again.
     observe : name, callable, list of them, or dict of name to callable, optional
         Observables f(model, problem, theta) to compute at the saved times; names are those of
         :mod:`gflow.observe`.  Results: ``trajectory[name]``, NaN at states that an interrupt left unseen.

@@ -14,11 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gflow._check import finite_array, of_type
+from gflow.margins import direction, linear_margin, margin
 from gflow.neurons import (
     activation_pattern,
-    direction,
-    linear_margin,
-    margin,
     multipliers,
     neuron_directions,
     neuron_norms,

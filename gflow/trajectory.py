@@ -310,12 +310,13 @@ class Trajectory:
         """How much a perturbation may have grown: exp ∫ max(−λ_min(H), 0) dt from the start to the end.
 
         H is the Hessian of the loss, at up to 32 of the accepted steps, evenly thinned; the integral
-        is the trapezoid's.  Needs ``model.hvp``.  With ``clock="loss"`` it is that of dθ/ds = −∇log L.
+        is the trapezoid's.  Needs ``model.hvp``.
 
         Raises
         ------
         ValueError
-            If the model has no Hessian-vector product, or the trajectory is of gradient descent.
+            If the model has no Hessian-vector product, or the trajectory is of gradient descent, of a flow
+            with events at kinks, or by ``clock="loss"``.
         """
         self._need_checkpoints()
         return float(np.exp(min(self._growth[0], 709.0)))
@@ -338,6 +339,8 @@ class Trajectory:
                 kind = "of gradient descent"
             elif self.events is not None:
                 kind = "of a flow with events at kinks"
+            if self.log_time is not None:
+                kind = 'by clock="loss", whose range is too wide for it'
             raise ValueError(f"sensitivity is measured along a smooth flow; this trajectory is {kind}")
 
     @cached_property
@@ -345,11 +348,10 @@ class Trajectory:
         """Exponent of the sensitivity, and the amplification."""
         assert self.checkpoints is not None
         times, states = self.checkpoints
-        last = self.t[-1] if self.s is None else self.s[-1]
-        if np.isfinite(last):
-            within = times < last  # steps overshoot the end
-            times, states = np.append(times[within], last), np.vstack([states[within], self.end])
-        bottom = np.array([self._potential.eigenvalues(x, 1, "smallest", tol=1e-3)[0] for x in states])
+        if np.isfinite(self.t[-1]):
+            within = times < self.t[-1]  # steps overshoot the end
+            times, states = np.append(times[within], self.t[-1]), np.vstack([states[within], self.end])
+        bottom = np.array([self.objective.eigenvalues(x, 1, "smallest", tol=1e-3)[0] for x in states])
         rate = np.maximum(-bottom, 0.0)
         exponent = np.concatenate([[0.0], np.cumsum(0.5 * (rate[1:] + rate[:-1]) * np.diff(times))])
         # relative to the largest state so far: a flow that decays to zero amplifies nothing

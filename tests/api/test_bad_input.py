@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import gflow
-import gflow.neurons
+import gflow.margins
 
 X, Y = np.ones((4, 3)), np.ones((4, 2))
 A, y = np.ones((5, 2, 3)), np.ones(5)
@@ -281,9 +281,9 @@ CASES = {
     "max_margin of factorization": (
         lambda: gflow.theory.separable.max_margin(gflow.Problem.factorization(M)), "problem", "'factorization'"),
     "limit of two states": (lambda: gflow.observe.limit(by_loss(), "direction"), "trajectory", "2"),
-    "angle to nothing": (lambda: gflow.neurons.angle_to([[0.0, 0.0, 0.0]]), "map", "zero"),
+    "angle to nothing": (lambda: gflow.margins.angle_to([[0.0, 0.0, 0.0]]), "map", "zero"),
     "angle to another shape": (
-        lambda: gflow.neurons.angle_to([[1.0]])(PREDICTOR, LABELLED, np.ones(3)), "map", r"\(1, 1\)"),
+        lambda: gflow.margins.angle_to([[1.0]])(PREDICTOR, LABELLED, np.ones(3)), "map", r"\(1, 1\)"),
     # models of one's own
     "gradient plain": (own(plain_gradient), r"model\.gradient", "got function"),
     "gradient a number": (own(3), r"model\.gradient", "got int"),

@@ -21,6 +21,15 @@ LINEAR = {"end_to_end", "singular_values", "mode_strengths", "nuclear_rank", "en
 LINEAR |= {"roy_vetterli_rank", "stable_rank", "imbalance", "imbalance_norms"}
 
 
+CLASSES = {"direction", "linear_margin", "log_loss"}
+
+
+def labelled():
+    x = np.random.default_rng(1).standard_normal((6, 3))
+    model = gflow.DeepLinear((3, 2, 1))
+    return model, gflow.Problem(x, np.sign(x[:, 0]), "logistic"), model.init("balanced", 0.5)
+
+
 def relu():
     rng = np.random.default_rng(0)
     problem = gflow.Problem(rng.standard_normal((6, 3)), rng.standard_normal((6, 1)))
@@ -28,11 +37,15 @@ def relu():
     return model, problem, model.init("balanced", 0.5)
 
 
-@pytest.mark.parametrize("family", ["linear", "relu"])
+@pytest.mark.parametrize("family", ["linear", "labelled", "relu"])
 def test_every_named_observable_runs_on_a_flow(family):
     case = CASES[3]
-    run_of = (case.model, case.problem, case.theta0) if family == "linear" else relu()
-    names = set(observe.OBSERVABLES) - (NEURONS if family == "linear" else LINEAR)
+    run_of, left_out = {
+        "linear": ((case.model, case.problem, case.theta0), NEURONS | {"log_loss"}),
+        "labelled": (labelled(), NEURONS | {"mode_strengths"}),
+        "relu": (relu(), LINEAR | CLASSES),
+    }[family]
+    names = set(observe.OBSERVABLES) - left_out
     run = gflow.flow(*run_of, [0.0, 1.0, 2.0], observe=sorted(names))
     assert set(run.observed) == names
     for name in names:

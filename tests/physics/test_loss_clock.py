@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 
 import gflow
 from gflow.kernels import lossclock
-from gflow.neurons import angle_to
+from gflow.margins import angle_to
 from gflow.theory.separable import max_margin
 
 EPS = np.finfo(float).eps
@@ -191,6 +191,9 @@ def test_stop_and_record(tmp_path):
     assert again.gauges.dissipation_defect.max() < 1e-8 and again.spec["clock"] == "loss"
     on = by_loss(model, problem, None, [20.0], start=again)
     assert on.status.ok and np.isfinite(on.log_time).all()
+    assert "Sensitivity is not measured" in str(got.status)
+    with pytest.raises(ValueError, match="clock"):
+        got.sensitivity()
 
 
 def test_pictures_and_comparisons_know_the_clock():
@@ -202,6 +205,7 @@ def test_pictures_and_comparisons_know_the_clock():
     (line,) = gflow.plot.loss(ax, got)
     np.testing.assert_array_equal(line.get_xdata(), got.log_time)
     np.testing.assert_allclose(line.get_ydata(), -got.t, rtol=1e-11)
+    ax = Figure().subplots()
     gflow.plot.steps(ax, got)
     assert "1/L" in ax.get_xlabel()
     square = gflow.Problem.factorization([[2.0]])
@@ -316,16 +320,17 @@ def angle_and_limit(model, problem, top, scale=0.1):
     return angle_to(wanted.direction)(model, problem, got.end), off, reached, got
 
 
-@pytest.mark.parametrize("seed", [1, 6, 11])
+@pytest.mark.parametrize("seed", [1, 9, 11])
 @pytest.mark.parametrize("hidden", [(), (4,), (3, 3)], ids=["1", "2", "3"])
 def test_the_direction_tends_to_the_largest_margin(hidden, seed):
-    """Of seed 6 two support vectors leave a direction open, along which deep networks tend like l^(-1/N)."""
-    d, n = {1: (3, 18), 6: (3, 18), 11: (2, 9)}[seed]
+    """Of seed 9 two support vectors leave a direction open, along which deep networks tend like l^(-1/N)."""
+    d, n = {1: (3, 18), 9: (3, 18), 11: (2, 9)}[seed]
     problem = separable(seed, d, n)
     model = gflow.DeepLinear((d, *hidden, 1))
     raw, off, reached, got = angle_and_limit(model, problem, 1e5)
-    assert off <= reached.error <= 0.1 * raw + 1e-8
-    assert raw <= 1e-4 if not hidden or seed != 6 else raw <= 1e-2
+    # a series in l^(-1/3) gains less than one in 1/l
+    assert off <= reached.error <= (0.5 if seed == 9 else 0.1) * raw + 1e-8
+    assert raw <= 1e-4 if not hidden or seed != 9 else raw <= 1e-2
     margins = gflow.observe.along(got, "linear_margin")
     assert margins[-1] == pytest.approx(max_margin(problem).margin, rel=1e-3)
 
