@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import gflow
-from gflow.integrate import _default_atol
+from gflow.integrate import default_atols
 from gflow.objective import Objective
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))  # for the referee
@@ -55,7 +55,7 @@ class Task:
 
     def atol(self, rtol: float) -> float:
         """gflow's default, for everybody: a thousandth of rtol, of the smallest layer or neuron of the start."""
-        return _default_atol(self.objective, self.theta0, rtol)
+        return float(default_atols(self.objective, self.theta0[None], rtol)[0])
 
     def error(self, states: Array, reference: Array) -> float:
         """Largest ‖θ − θ_ref‖ / ‖θ_ref‖ over the saved times after the start; NaN or a wrong shape: inf."""
