@@ -341,8 +341,17 @@ class PiecewiseFlow(Flow):
         self.table: list[Array] = []
         if before is None:
             zero = piecewise.begin(
-                o.gradient_kernel, self.t, self.state.theta, o.data, o.dims, o.work, self.state, self.pattern
+                o.gradient_kernel,
+                self.t,
+                self.state.theta,
+                o.data,
+                o.dims,
+                o.work,
+                self.state.gradient,
+                self.pattern,
+                piecewise.ROUNDING,
             )
+            self.state.counters[explicit.GRADIENTS] += 1
             if zero >= 0:
                 raise ValueError(
                     "theta0 must have w_j != 0 on the span of the inputs for every neuron, where the flow is "
@@ -357,7 +366,7 @@ class PiecewiseFlow(Flow):
             self.table.append(before["pending"])
 
     def _new_seeker(self) -> Seeker:
-        return Seeker(self.objective, self.rtol, *of_piecewise(self.objective, self.pattern))
+        return Seeker(self.objective, self.rtol, of_piecewise(self.objective, self.pattern))
 
     def _compiled(self, output: explicit.Output, budget: int, max_steps: int) -> int:
         o = self.objective

@@ -63,8 +63,8 @@ class _View(NamedTuple):
 class Seeker:
     """Looks for the limit at states further and further along one flow.
 
-    ``inside(theta)`` says whether a state still belongs to the smooth piece of the field that the flow is in, and
-    ``project(V)`` takes rows (k, P) to the directions in which it can move there; both None if there is but one.
+    ``inside(theta)`` says whether a state still belongs to the smooth piece of the field that the flow is in; None if
+    there is but one.
     """
 
     def __init__(
@@ -72,9 +72,8 @@ class Seeker:
         objective: Objective,
         rtol: float,
         inside: Callable[[Array], bool] | None = None,
-        project: Callable[[Array], Array] | None = None,
     ) -> None:
-        self.objective, self.rtol, self.inside, self.project = objective, rtol, inside, project
+        self.objective, self.rtol, self.inside = objective, rtol, inside
         self.views: list[_View] = []
 
     def look(self, t: float, theta: Array, speed: float, part: float) -> tuple[Array, Limit] | None:
@@ -128,11 +127,11 @@ class Seeker:
         """
         o = self.objective
         if o.size <= DENSE_SIZE:
-            hessian = self._hessian(theta)
+            hessian = o.hessian(theta)
             values, vectors = np.linalg.eigh(hessian)
 
             def change(other: Array) -> float:
-                return float(np.abs(np.linalg.eigvalsh(hessian - self._hessian(other))).max())
+                return float(np.abs(np.linalg.eigvalsh(hessian - o.hessian(other))).max())
 
             return values, vectors, float(values[0]), change
         values, vectors = self._krylov(theta, gradient)
@@ -142,21 +141,13 @@ class Seeker:
             v, size = vectors @ np.ones(len(values)), 0.0
             for _ in range(8):  # the power method; the factor 2 of its user covers what it lacks
                 v = v / np.linalg.norm(v)
-                v = self._hvp(theta, v) - self._hvp(other, v)
+                v = o.hvp(theta, v) - o.hvp(other, v)
                 size = float(np.linalg.norm(v))
                 if size == 0.0:
                     break
             return size
 
         return values, vectors, lowest, estimated
-
-    def _hessian(self, theta: Array) -> Array:
-        hessian = self.objective.hessian(theta)
-        return hessian if self.project is None else self.project(self.project(hessian).T)
-
-    def _hvp(self, theta: Array, v: Array) -> Array:
-        w = self.objective.hvp(theta, v)
-        return w if self.project is None else self.project(w[None])[0]
 
     def _krylov(self, theta: Array, gradient: Array) -> tuple[Array, Array]:
         """Ritz pairs of the Hessian from the gradient, fully orthogonalised."""
@@ -166,7 +157,7 @@ class Seeker:
         v = gradient / length if length > 0 else np.full(o.size, 1 / np.sqrt(o.size))
         for k in range(size):
             basis[k] = v
-            w = self._hvp(theta, v)
+            w = o.hvp(theta, v)
             diagonal[k] = v @ w
             for _ in range(2):
                 w = w - basis[: k + 1].T @ (basis[: k + 1] @ w)
@@ -251,29 +242,15 @@ class Seeker:
         return ends[1], Limit("algebraic", bound, exponent=power - 1.0, lowest=view.lowest, reached=view.t)
 
 
-def of_piecewise(
-    objective: Objective, pattern: Any
-) -> tuple[Callable[[Array], bool], Callable[[Array], Array]]:
-    """``inside`` and ``project`` of a ReLU network that keeps its pattern; ``objective.work`` holds it."""
-    from gflow.kernels import piecewise, relu
+def of_piecewise(objective: Objective, pattern: Any) -> Callable[[Array], bool]:
+    """``inside`` of a ReLU network that keeps its pattern; ``objective.work`` holds it."""
+    from gflow.kernels import piecewise
 
     o = objective
-    d, m = int(o.dims[1]), int(o.dims[4])
-    count, start = relu.sliding_at(o.dims), relu.basis_at(o.dims)
-
-    def project(rows: Array) -> Array:
-        rows = rows.copy()
-        for j in range(m):
-            kept = int(o.work[count + j])
-            if kept:
-                basis = o.work[start + j * d * d : start + (j * d + kept) * d].reshape(kept, d)
-                part = rows[:, j * d : (j + 1) * d]
-                part -= (part @ basis.T) @ basis
-        return rows
 
     def inside(theta: Array) -> bool:
         out = np.empty(o.size)
         o.gradient_kernel.call(0.0, theta, o.data, o.dims, o.work, out)
         return bool(piecewise.keeps(theta, o.data, o.dims, o.work, pattern))
 
-    return inside, project
+    return inside

@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import lsq_linear
 
 from gflow._check import finite_array
-from gflow.kernels import losses
+from gflow.kernels import losses, piecewise
 from gflow.models.base import loss_code
+from gflow.objective import Objective
 
 Array = NDArray[np.float64]
 Observable = Callable[[Any, Any, ArrayLike], Any]
@@ -94,6 +95,19 @@ def velocity(model: Any, problem: Any, theta: ArrayLike) -> Array:
     inner = -(slopes * (a.T @ derivative.T)) @ problem.X - problem.weight_decay * w
     outer = -derivative.T @ np.where(z > 0, z, model.slope * z).T - problem.weight_decay * a
     return model.pack([inner, outer if model.train_outer else np.zeros_like(outer)])
+
+
+def on_kinks(model: Any, problem: Any, theta: ArrayLike) -> Objective:
+    """The objective at a state: for a ReLU network on kinks, that of its flow along those on which it slides."""
+    objective = Objective(model, problem)
+    if not getattr(model, "piecewise", False):
+        return objective
+    o, theta = objective, objective.check_theta(theta)
+    pattern = piecewise.new_pattern(o.dims, o.size, 1e-14, 0.0)
+    piecewise.begin(
+        o.gradient_kernel, 0.0, theta.copy(), o.data, o.dims, o.work, np.empty(o.size), pattern, ON_KINK
+    )
+    return objective
 
 
 def output_derivative(model: Any, problem: Any, theta: ArrayLike) -> Array:

@@ -20,6 +20,7 @@ from gflow.neurons import (
     multipliers,
     neuron_directions,
     neuron_norms,
+    on_kinks,
     outer_weights,
     outputs,
     velocity,
@@ -368,11 +369,11 @@ def hessian_eigenvalues(model: Any, problem: Any, theta: ArrayLike, k: int | Non
     Dense for P ≤ 500 or more than P / 4 eigenvalues, else ``scipy.sparse.linalg.eigsh`` on Hessian-vector
     products.
     """
-    return Objective(model, problem).eigenvalues(theta, k)
+    return on_kinks(model, problem, theta).eigenvalues(theta, k)
 
 
 def sharpness(model: Any, problem: Any, theta: ArrayLike) -> float:
-    """Largest eigenvalue of the Hessian of the loss.
+    """Largest eigenvalue of the Hessian of the loss; for a ReLU network on kinks, along those on which it slides.
 
     Parameters
     ----------
@@ -390,7 +391,7 @@ def sharpness(model: Any, problem: Any, theta: ArrayLike) -> float:
     ValueError
         If the model has no Hessian-vector product, or theta is not a finite array (P,).
     """
-    return float(Objective(model, problem).eigenvalues(theta, 1)[0])
+    return float(on_kinks(model, problem, theta).eigenvalues(theta, 1)[0])
 
 
 def smallest_eigenvalue(model: Any, problem: Any, theta: ArrayLike) -> float:
@@ -412,7 +413,7 @@ def smallest_eigenvalue(model: Any, problem: Any, theta: ArrayLike) -> float:
     ValueError
         If the model has no Hessian-vector product, or theta is not a finite array (P,).
     """
-    return float(Objective(model, problem).eigenvalues(theta, 1, "smallest")[0])
+    return float(on_kinks(model, problem, theta).eigenvalues(theta, 1, "smallest")[0])
 
 
 def ntk(model: Any, problem: Any, theta: ArrayLike, X: ArrayLike | None = None) -> Array:

@@ -145,5 +145,5 @@ def sliding(seed):
     return Case(f"sliding {seed}", model, gflow.Problem(x, y), model.pack([w, a[None]]), 60.0)
 
 
-#: Seeds on which neurons slide, fixed.
-SLIDING = [sliding(seed) for seed in range(16)]
+#: Seeds on which neurons slide most of the time, fixed; on others of the first sixteen the data is fitted early.
+SLIDING = [sliding(seed) for seed in (0, 1, 3, 4, 5, 6, 8, 10, 12, 13, 14, 15)]

@@ -72,7 +72,7 @@ _NODES = 5
 # Parts of a step in which a height that ends beyond the kink is taken to cross it once, and the shortest looked at.
 _MONOTONE, _FINEST = 2.0**-3, 2.0**-20
 _BINOMIAL = np.array([[math.comb(n, k) for k in range(9)] for n in range(9)], dtype=np.float64)
-_ROUNDING = 3e-14
+ROUNDING = 3e-14
 # Margin of a share, and how far one may go within a step if it is not known how fast it changes.
 _SHARE_MARGIN = 1e-11
 _SHARE_CHANGE = 0.1
@@ -454,12 +454,14 @@ def _no_pull(plane, data, dims, pattern):
 
 
 @kernel
-def begin(gradient, t, theta, data, dims, work, state, pattern):
-    """The pattern at the start; returns the first neuron on whose kinks the flow is not defined, or -1."""
+def begin(gradient, t, theta, data, dims, work, out, pattern, near):
+    """The pattern at a state; returns the first neuron on whose kinks the flow is not defined, or -1.
+
+    A neuron stands on kinks whose height is below ``near`` of its size; ``out`` (P,) is for the gradient.
+    """
     d, m, planes, mode = dims[1], dims[4], dims[7], pattern.mode
     work[0] = 0.0
-    gradient(t, theta, data, dims, work, state.gradient)
-    state.counters[GRADIENTS] += 1
+    gradient(t, theta, data, dims, work, out)
     _note_steepest(dims, work, pattern)
     work[0] = 1.0
     heights = pattern.heights[pattern.numbers[BEFORE]]
@@ -471,7 +473,7 @@ def begin(gradient, t, theta, data, dims, work, state, pattern):
             h = heights[j * planes + p]
             mode[j, p] = PLUS if h > 0.0 else MINUS
             pattern.arrived[p], pattern.forced[p] = ELSEWHERE, 0
-            if abs(h) <= _ROUNDING * size:
+            if abs(h) <= near * size:
                 pattern.arrived[p] = 0
                 on_kink = True
         if not on_kink:
@@ -516,7 +518,7 @@ def _size(j, theta, d):
 @kernel
 def _margin(size, pattern):
     """How far past a kink a neuron of this size has to be to have crossed it."""
-    return _ROUNDING * size + pattern.scales[NOTHING]
+    return ROUNDING * size + pattern.scales[NOTHING]
 
 
 @kernel

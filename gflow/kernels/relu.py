@@ -137,9 +137,25 @@ def loss(t, theta, data, dims, work):
 
 
 @kernel
+def _project(a, start, dims, work):
+    """Take off the rows of a matrix (m, d) that begins in ``a`` what points off the planes; keep how much it was."""
+    d, m = dims[1], dims[4]
+    count, basis, kept = sliding_at(dims), basis_at(dims), along_at(dims)
+    for j in range(m):
+        for q in range(int(work[count + j])):
+            b = basis + (j * d + q) * d
+            along = 0.0
+            for l in range(d):
+                along += work[b + l] * a[start + j * d + l]
+            for l in range(d):
+                a[start + j * d + l] -= along * work[b + l]
+            work[kept + j * d + q] = along
+
+
+@kernel
 def _finish(theta, data, dims, work, out):
     """Weight decay, a fixed outer layer, and no motion off the sliding planes."""
-    d, m, outer = dims[1], dims[4], outer_at(dims)
+    outer = outer_at(dims)
     if data[1] != 0.0:
         for i in range(theta.size):
             out[i] += data[1] * theta[i]
@@ -148,16 +164,7 @@ def _finish(theta, data, dims, work, out):
             out[i] = 0.0
     if work[0] == 0.0:
         return
-    count, basis, kept = sliding_at(dims), basis_at(dims), along_at(dims)
-    for j in range(m):
-        for q in range(int(work[count + j])):
-            b = basis + (j * d + q) * d
-            along = 0.0
-            for l in range(d):
-                along += work[b + l] * out[j * d + l]
-            for l in range(d):
-                out[j * d + l] -= along * work[b + l]
-            work[kept + j * d + q] = along
+    _project(out, 0, dims, work)
 
 
 @kernel
@@ -194,7 +201,7 @@ def gradient(t, theta, data, dims, work, out):
 
 @kernel
 def hvp(t, theta, v, data, dims, work, out):
-    """Hessian times v inside the pattern of theta, for a first layer of one matrix."""
+    """Hessian times v inside the pattern of theta, for a first layer of one matrix; along sliding planes only."""
     d, k, n, m = dims[1], dims[2], dims[3], dims[4]
     w = scratch_at(dims)
     z = w + m * d
@@ -205,12 +212,17 @@ def hvp(t, theta, v, data, dims, work, out):
     change = df + k * n
     back = change + k * n
     rest = back + m * n
+    tangent = rest + max(m * n, k * n, k * m)
     outer, slopes = outer_at(dims), slopes_at(dims)
+    for i in range(m * d):
+        work[tangent + i] = v[i]
+    if work[0] != 0.0:
+        _project(work, tangent, dims, work)
     _first_layer(theta, dims, work, w)
     _forward(theta, data, dims, work, w, z, f)
     _loss_derivative(data, dims, work, f, derivative)
     trained = 1.0 if dims[5] else 0.0
-    mul(v, 0, data, _HEADER, work, dz, m, d, n)
+    mul(work, tangent, data, _HEADER, work, dz, m, d, n)
     for i in range(m * n):
         work[dz + i] *= work[slopes + i]
     mul(theta, outer, work, dz, work, df, k, m, n)
@@ -255,7 +267,7 @@ def work_size(dims: np.ndarray) -> int:
     """Length of the scratch array that the kernels need."""
     _, d, k, n, m, _, chain = (int(x) for x in dims[:7])
     pattern = 1 + m * n + m + m * d * d + m * d
-    return pattern + chain * m * d + 3 * m * n + 5 * k * n + max(2 * m * d, m * n, k * n, k * m)
+    return pattern + chain * m * d + 3 * m * n + 5 * k * n + m * d + max(m * d, m * n, k * n, k * m)
 
 
 def batch_layout(data: np.ndarray, dims: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cases import SLIDING
+from cases import sliding
 
 import gflow
 from gflow import Problem
@@ -70,7 +70,7 @@ def test_more_parameters_than_a_whole_hessian_is_made_for():
 
 
 def test_a_relu_net_in_its_final_pattern():
-    case = SLIDING[3]
+    case = sliding(3)
     run = gflow.flow(case.model, case.problem, case.theta0, [0.0, 10.0, np.inf])
     assert "slide" in run.events.kind and run.limit.kind == "minimum"
     long = gflow.flow(case.model, case.problem, case.theta0, 2 * run.limit.reached, rtol=1e-13)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cases import SLIDING
+from cases import SLIDING, sliding
 from relu_referee import SEEDS, random_problem, softplus_flow, solve
 from scipy.integrate import RK45, quad, solve_ivp
 from scipy.linalg import expm
 from scipy.special import expit
 
 import gflow
-from gflow import observe
+from gflow import neurons, observe
 from gflow.objective import Objective
 
 EPS = np.finfo(float).eps
@@ -573,6 +573,34 @@ def test_inputs_of_low_rank_stop_where_nothing_is_left_of_a_neuron_on_them(slope
         assert plane.status.code == space.status.code, seed
         ends = [run.end[:-4].reshape(4, -1) for run in runs]
         assert distance(ends[1] @ frame[:2].T, ends[0]) < 1e-6, seed
+
+
+def test_the_hessian_on_kinks_is_that_of_the_flow_along_them():
+    """Of 1e-13 across a kink it knows nothing, and it is the derivative of the velocity along the kinks."""
+    case = sliding(3)
+    run = gflow.flow(case.model, case.problem, case.theta0, 20.0)
+    j, i = np.argwhere(run.state["mode"] == 0)[0]
+    across = np.zeros(case.model.size)
+    across[3 * j : 3 * j + 3] = case.problem.X[i]
+    values = [
+        observe.hessian_eigenvalues(case.model, case.problem, run.end + shift * across)
+        for shift in (-1e-13, 0.0, 1e-13)
+    ]
+    np.testing.assert_allclose(values[0], values[1], atol=1e-10 * values[1][0])
+    np.testing.assert_allclose(values[2], values[1], atol=1e-10 * values[1][0])
+    objective = neurons.on_kinks(case.model, case.problem, run.end)
+    v = np.random.default_rng(0).standard_normal(case.model.size)
+    along = -neurons.velocity(case.model, case.problem, run.end)
+    np.testing.assert_allclose(objective.gradient(run.end), along, atol=1e-9 * np.linalg.norm(along))
+    hessian = objective.hessian(run.end)
+    assert np.abs(hessian @ across).max() < 1e-12
+    flat = v.copy()
+    for jj in np.flatnonzero((run.state["mode"] == 0).any(axis=1)):
+        rows = [case.problem.X[p] for p in np.flatnonzero(run.state["mode"][jj] == 0)]
+        part = flat[3 * jj : 3 * jj + 3]
+        flat[3 * jj : 3 * jj + 3] = part - np.linalg.pinv(rows) @ (np.array(rows) @ part)
+    change = (objective.gradient(run.end + 1e-5 * flat) - objective.gradient(run.end - 1e-5 * flat)) / 2e-5
+    np.testing.assert_allclose(hessian @ v, change, atol=1e-8 * np.abs(change).max())
 
 
 # -- size -----------------------------------------------------------------------------------------
