@@ -247,7 +247,10 @@ def advance(gradient, loss, data, dims, work, tableau, state, output, clock, rto
         if budget <= 0:
             return PAUSED
         taken, rows = counters[ACCEPTED], cursor[HISTORY]
-        code = explicit.advance(gradient, data, dims, work, tableau, state, output, rtol, atol, 1, max_steps)
+        # a bare number would be a type of its own, and the loop compiled for it once more
+        code = explicit.advance(
+            gradient, data, dims, work, tableau, state, output, rtol, atol, np.int64(1), max_steps
+        )
         settled = _tick(
             gradient, loss, data, dims, work, tableau, state, output, clock, rtol, atol, taken, rows
         )
@@ -272,7 +275,7 @@ def advance_piecewise(
             return PAUSED
         taken, rows, first = counters[ACCEPTED], cursor[HISTORY], pattern.numbers[piecewise.EVENTS]
         code = piecewise.advance(
-            gradient, data, dims, work, tableau, state, output, pattern, rtol, atol, 1, max_steps
+            gradient, data, dims, work, tableau, state, output, pattern, rtol, atol, np.int64(1), max_steps
         )
         settled = _tick(
             gradient, loss, data, dims, work, tableau, state, output, clock, rtol, atol, taken, rows

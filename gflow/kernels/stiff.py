@@ -613,8 +613,9 @@ def advance(
                 return explicit.AT_REST
         attempts = counters[ACCEPTED] + counters[REJECTED]
         if not numbers[LAST_IMPLICIT]:  # saves what lies within the last explicit step
+            # a bare number would be a type of its own, and the loop compiled for it once more
             code = explicit.advance(
-                gradient, data, dims, work, tableau, state, output, rtol, atol, 0, max_steps
+                gradient, data, dims, work, tableau, state, output, rtol, atol, np.int64(0), max_steps
             )
             if code != PAUSED:
                 return code
