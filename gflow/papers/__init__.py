@@ -1,7 +1,8 @@
 """Papers, one file each: their set-ups, claims and figures; ``gflow reproduce NAME`` runs one.
 
 Every file offers ``claims(size)``, pairs of a claim and the verdict that it must get, and
-``reproduce(out, size, advance)``, which checks them, draws the figures and returns a report section.
+``reproduce(out, size, advance)``, which checks them, draws the figures and returns a report section.  One that
+needs kernels of its own may offer ``prepare()``, which compiles them while another file's are at work.
 """
 
 from __future__ import annotations

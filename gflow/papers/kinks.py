@@ -116,6 +116,14 @@ def claims(size: str) -> list[tuple[Claim, str]]:
     ]  # fmt: skip
 
 
+def prepare() -> None:
+    """Run a little of everything, so that it is compiled."""
+    model, problem, start = random_problem()
+    run = flow(model, problem, start, 1.0)
+    assert run.gauges.invariant_drift is not None and run.loss.size
+    flow(model, problem, start, 1.0, events=False)
+
+
 def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Section:
     """Check the claims and draw the figure."""
     section = Section(
