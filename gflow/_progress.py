@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +17,7 @@ class Progress:
     description : str
         What is running.
     total : float
-        The value of ``done`` at the end.
+        The value of ``done`` at the end; infinite if it is not known.
     """
 
     def __init__(self, shown: bool, description: str, total: float) -> None:
@@ -30,7 +31,9 @@ class Progress:
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
             TimeRemainingColumn(), TextColumn("{task.fields[note]}"), transient=False,
         )  # fmt: skip
-        self._task = self._display.add_task(description, total=total, note="")
+        self._task = self._display.add_task(
+            description, total=total if math.isfinite(total) else None, note=""
+        )
 
     def __enter__(self) -> Progress:
         if self._display is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -382,7 +383,7 @@ class _Worker(Protocol):
         """Keep what there is of the run that is under way."""
 
 
-class _Runs:
+class _Runs(ABC):
     """What flows and descents have in common."""
 
     verb: str
@@ -399,14 +400,17 @@ class _Runs:
         self.first_budget = int(min(max(2e7 / cost, 1), 10_000))
 
     @property
+    @abstractmethod
     def codes(self) -> NDArray[np.int64]:
-        raise NotImplementedError
+        """Why each run ended (R,)."""
 
+    @abstractmethod
     def worker(self) -> _Worker:
-        raise NotImplementedError
+        """What one thread goes on with."""
 
+    @abstractmethod
     def result(self, interrupted: bool, spec: dict[str, Any]) -> Ensemble:
-        raise NotImplementedError
+        """What has become of the runs."""
 
     def observed(self, theta: Array, saved: NDArray[np.int64], names: NDArray[Any]) -> dict[str, Array]:
         """The observables of all runs; a callable that raises makes its run one that failed."""

@@ -925,7 +925,7 @@ def advance(gradient, data, dims, work, tableau, state, output, pattern, rtol, a
                         continue
                 crowd = 1e-8 * max(abs(clock[T_BEFORE]), clock[H])
                 numbers[REPEATS] += 1
-                if clock[T_BEFORE] + x * clock[H_BEFORE] - pattern.scales[CROWDED] > crowd:
+                if abs(clock[T_BEFORE] + x * clock[H_BEFORE] - pattern.scales[CROWDED]) > crowd:
                     pattern.scales[CROWDED], numbers[REPEATS] = clock[T_BEFORE], 0
                 elif numbers[REPEATS] > 20 * dims[4] * dims[7]:
                     return STUCK

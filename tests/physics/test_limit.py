@@ -132,7 +132,7 @@ def test_max_steps_saving_and_bad_input(tmp_path):
     model, problem, start = wide()
     short = gflow.flow(model, problem, start, [0.5, np.inf], max_steps=20)
     assert short.status.code == "max_steps" and np.isfinite(short.t).all() and short.limit is None
-    run = gflow.flow(model, problem, start, [0.5, np.inf], observe="loss")
+    run = gflow.flow(model, problem, start, [0.5, np.inf], observe="loss", progress=True)
     loaded = gflow.load(run.save(tmp_path / "limit"))
     assert loaded.limit == run.limit or np.isnan(run.limit.exponent) and loaded.limit[:5] == run.limit[:5]
     again = gflow.flow(**loaded.spec)
