@@ -17,7 +17,10 @@ def finite_array(name: str, value: Any, shape: Sequence[str | int]) -> NDArray[n
     A named axis takes any length from one on; a number is the length wanted.
     """
     try:
-        if value is None or np.iscomplexobj(value):  # which numpy would make NaN, or its real part
+        plain = type(value) is np.ndarray and value.dtype == np.float64
+        if not plain and (
+            value is None or np.iscomplexobj(value)
+        ):  # which numpy would make NaN, or its real part
             raise TypeError("not real numbers")
         array = np.array(value, dtype=np.float64, order="C")
     except (TypeError, ValueError) as error:

@@ -13,7 +13,7 @@ from gflow._run import Array, Watch, versions
 from gflow.kernels import explicit, lossclock, piecewise, stiff, tableaus
 from gflow.limit import NEXT_LOOK, Seeker, of_piecewise
 from gflow.objective import Objective
-from gflow.trajectory import Events, Limit, Methods, Status, Steps, Trajectory
+from gflow.trajectory import Events, Limit, Methods, Status, Steps
 
 EXPLICIT = {"tsit5": tableaus.tsit5, "dop853": tableaus.dop853}
 METHODS = (*EXPLICIT, "bdf")
@@ -46,7 +46,7 @@ def begin(
 
 def pair(method: str, rtol: float) -> str:
     """The explicit pair of a method."""
-    return method if method in EXPLICIT else "tsit5" if rtol >= 1e-6 else "dop853"
+    return method if method in EXPLICIT else "tsit5" if rtol >= 1e-7 else "dop853"
 
 
 class Flow:
@@ -233,8 +233,8 @@ class Flow:
             dissipation = np.append(dissipation, clock[explicit.DISSIPATION])
         return t, theta, dissipation
 
-    def trajectory(self, outcome: Status, watch: Watch, spec: dict[str, Any]) -> Trajectory:
-        """The trajectory as far as it has come."""
+    def result(self, outcome: Status, watch: Watch) -> dict[str, Any]:
+        """The fields of the trajectory as far as it has come."""
         t, theta, dissipation = self.reached()
         counters = self.state.counters
         if self.over_kinks:
@@ -250,19 +250,18 @@ class Flow:
             dense = np.concatenate([a for a, _ in kept]), np.concatenate([b for _, b in kept])
         k = int(counters[explicit.CHECKPOINTS])
         checkpoints = self.state.checkpoint_times[:k], self.state.checkpoints[:k]
-        names = {
-            "accepted": explicit.ACCEPTED,
-            "rejected": explicit.REJECTED,
-            "gradients": explicit.GRADIENTS,
+        counts = {
+            "accepted": int(counters[explicit.ACCEPTED]),
+            "rejected": int(counters[explicit.REJECTED]),
+            "gradients": int(counters[explicit.GRADIENTS]),
         }
-        return Trajectory(
-            t=t, theta=theta, outcome=outcome, dissipation=dissipation,
-            observed=watch.arrays(len(t)),
-            counts={name: int(counters[i]) for name, i in names.items()},
-            steps=Steps(history[:, 0], history[:, 1], history[:, 2] > 0), methods=Methods.of(self.methods),
-            limit=self.limit, dense=dense, checkpoints=checkpoints, state=self.state._asdict(),
-            versions=versions(), recorded_spec=spec,
-        )  # fmt: skip
+        return {
+            "t": t, "theta": theta, "outcome": outcome, "dissipation": dissipation,
+            "observed": watch.arrays(len(t)), "counts": counts,
+            "steps": Steps(history[:, 0], history[:, 1], history[:, 2] > 0), "methods": Methods.of(self.methods),
+            "limit": self.limit, "dense": dense, "checkpoints": checkpoints, "state": self.state._asdict(),
+            "versions": versions(),
+        }  # fmt: skip
 
 
 class StiffFlow(Flow):
@@ -321,14 +320,13 @@ class StiffFlow(Flow):
             self.methods.append((self.t, self._name))
         return code
 
-    def trajectory(self, outcome: Status, watch: Watch, spec: dict[str, Any]) -> Trajectory:
-        """The trajectory as far as it has come, with what it takes to go on with its method."""
-        made = super().trajectory(outcome, watch, spec)
-        if self.stiff is None:
-            return made
-        kept = {f"stiff_{name}": getattr(self.stiff, name) for name in stiff.KEPT}
-        products = int(self.stiff.numbers[stiff.PRODUCTS])
-        return replace(made, state={**made.state, **kept}, counts={**made.counts, "products": products})
+    def result(self, outcome: Status, watch: Watch) -> dict[str, Any]:
+        """The fields of the trajectory as far as it has come, with what it takes to go on with its method."""
+        made = super().result(outcome, watch)
+        if self.stiff is not None:
+            made["state"].update({f"stiff_{name}": getattr(self.stiff, name) for name in stiff.KEPT})
+            made["counts"]["products"] = int(self.stiff.numbers[stiff.PRODUCTS])
+        return made
 
 
 class PiecewiseFlow(Flow):
@@ -400,8 +398,8 @@ class PiecewiseFlow(Flow):
             )
         return super()._outcome(code, max_steps)
 
-    def trajectory(self, outcome: Status, watch: Watch, spec: dict[str, Any]) -> Trajectory:
-        """The trajectory as far as it has come, with its events."""
+    def result(self, outcome: Status, watch: Watch) -> dict[str, Any]:
+        """The fields of the trajectory as far as it has come, with its events."""
         table = np.concatenate(self.table) if self.table else np.empty((0, 4))
         end = float(self.reached()[0][-1])
         pending, table = table[table[:, 0] > end], table[table[:, 0] <= end]  # a step passes over the end
@@ -416,10 +414,9 @@ class PiecewiseFlow(Flow):
                 "another way; what follows is one of its solutions."
             )
             outcome = replace(outcome, warnings=(*outcome.warnings, note))
-        made = super().trajectory(outcome, watch, spec)
-        kept = {name: getattr(self.pattern, name) for name in _PATTERN}
-        state: dict[str, Any] = {**made.state, **kept, "pending": pending}
-        return replace(made, events=events, state=state, checkpoints=None)
+        made = super().result(outcome, watch)
+        made["state"].update({name: getattr(self.pattern, name) for name in _PATTERN}, pending=pending)
+        return {**made, "events": events, "checkpoints": None}
 
 
 class LossClock(Flow):
@@ -464,21 +461,21 @@ class LossClock(Flow):
             )
         return super()._outcome(code, max_steps)
 
-    def trajectory(self, outcome: Status, watch: Watch, spec: dict[str, Any]) -> Trajectory:
-        """The trajectory as far as it has come, with its time.
+    def result(self, outcome: Status, watch: Watch) -> dict[str, Any]:
+        """The fields of the trajectory as far as it has come, with its time.
 
         Without checkpoints: thinned over a range of s in which the flow ages by many powers of ten, they say
         nothing of its beginning, where the curvature is negative.
         """
         note = 'Sensitivity is not measured with clock="loss".'
         outcome = replace(outcome, message=f"{outcome.message} {note}")
-        made, clock, n = super().trajectory(outcome, watch, spec), self.clock, self.saved
+        made, clock, n = super().result(outcome, watch), self.clock, self.saved
         log_time, s = clock.log_times[:n], clock.s[:n]
-        if len(made.t) > n:
+        if len(made["t"]) > n:
             log_time = np.append(log_time, clock.numbers[lossclock.LOG_TIME])
             s = np.append(s, clock.numbers[lossclock.BASE] + self.state.clock[explicit.T])
-        state = {**made.state, "loss_clock": clock.numbers}
-        return replace(made, log_time=log_time, s=s, checkpoints=None, state=state)
+        made["state"]["loss_clock"] = clock.numbers
+        return {**made, "log_time": log_time, "s": s, "checkpoints": None}
 
 
 class PiecewiseLossClock(LossClock, PiecewiseFlow):

@@ -694,15 +694,15 @@ class _SingleWorker:
     def _keep(self, outcome: Status) -> None:
         assert self.run is not None
         run, runs, r = self.run, self.all.runs, self.queue[0]
-        made = run.trajectory(outcome, Watch(self.objective, {}, None, run.now), {})
+        made = run.result(outcome, Watch(self.objective, {}, None, run.now))
         n = runs.saved[r] = run.saved
         runs.theta[r, :n], runs.dissipation[r, :n] = run.theta[:n], run.dissipation[:n]
         runs.last_t[r], runs.last[r] = run.t, run.now
         runs.last_dissipation[r] = run.state.clock[explicit.DISSIPATION]
-        runs.counts[r] = [made.counts[name] for name in ("accepted", "rejected", "gradients")]
-        self.all.outcomes[r] = made.outcome
-        if made.events is not None:
-            self.all.tables[r] = made.events
+        runs.counts[r] = [made["counts"][name] for name in ("accepted", "rejected", "gradients")]
+        self.all.outcomes[r] = made["outcome"]
+        if made.get("events") is not None:
+            self.all.tables[r] = made["events"]
 
 
 class _Descents(_Runs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def flow(
     method : {"auto", "tsit5", "dop853", "bdf"}
         Runge-Kutta pair of order 5(4) or 8(5,3); or, for stiff problems, backward differentiation formulas of
         order up to 6 with conjugate gradients, begun by a few steps of such a pair.  ``"auto"`` takes
-        Tsit5 for rtol ≥ 1e-6 and DOP853 below, and goes over to BDF, and back, where that costs fewer gradients
+        Tsit5 for rtol ≥ 1e-7 and DOP853 below, and goes over to BDF, and back, where that costs fewer gradients
         per unit of time; ``trajectory.methods`` says when.  ReLU networks, and models without ``hvp``, and the
         clock of the loss stay with the pair; Tsit5 at more than 2,000 neuron-sample pairs, whose events cut the steps short.
     rtol : float
@@ -168,7 +169,8 @@ def flow(
     if to_limit:
         _check_limit(objective, rest, bool(events))
     part = FIRST_LOOK if to_limit else (rest or 0.0)
-    potential.gradient(theta)  # what is wrong with a user's kernel shows here: compiled code cannot raise
+    if not type(model).__module__.startswith("gflow."):
+        potential.gradient(theta)  # what is wrong with a user's kernel shows here: compiled code cannot raise
     run = begin(potential, method, theta, times, rtol, atol, bool(events), dense, part, before, clock)
     watch = Watch(objective, observers, stop, run.now)
     spec = {
@@ -177,7 +179,7 @@ def flow(
         "max_steps": run.steps_before + max_steps,
     }  # fmt: skip
     outcome = drive(run, watch, max_steps, progress)
-    return replace(run.trajectory(outcome, watch, spec), solve=flow)
+    return Trajectory(**run.result(outcome, watch), recorded_spec=spec, solve=flow)
 
 
 def load(path: str | Path) -> Trajectory:
@@ -229,40 +231,49 @@ def _potential(objective: Objective, clock: str) -> Objective:
 
 
 def check_times(t: ArrayLike, origin: float, start: Trajectory | None, clock: str) -> Array:
-    try:
-        scalar = np.ndim(t) == 0
-    except ValueError:
-        scalar = False
-    where = f"log(1/L) = {origin:.17g} of the start" if clock == "loss" else f"the start, {origin:g}"
-    if scalar:
-        forever = clock == "time" and np.array_equal(t, np.inf)
-        end = np.float64(np.inf) if forever else finite_array("t", t, ())
+    """The times to save, or values of log(1/L); a ValueError says what is wrong with them."""
+    if type(t) is float or _is_scalar(t):
+        end = t if type(t) is float and isfinite(t) else _end(t, clock)
         if not end > origin:
+            where = f"log(1/L) = {origin:.17g} of the start" if clock == "loss" else f"the start, {origin:g}"
             raise ValueError(f"t must be above {where}; got {end:g}")
-        return np.array([origin, float(end)])
+        return np.array([origin, end])
     forever = clock == "time" and _ends_with_inf(t)
     times = np.array(t, dtype=np.float64) if forever else finite_array("t", t, ("T",))
     if clock == "time" and times[0] < 0:
         raise ValueError(f"t must be >= 0; t[0] is {times[0]:g}")
-    back = np.flatnonzero(np.diff(times) <= 0)
-    if back.size:
-        i = int(back[0])
+    if not (times[1:] > times[:-1]).all():
+        i = int(np.flatnonzero(np.diff(times) <= 0)[0])
         raise ValueError(
             f"t must increase; t[{i}] = {times[i]:g} is followed by t[{i + 1}] = {times[i + 1]:g}"
         )
     if times[0] < origin:
+        where = f"log(1/L) = {origin:.17g} of the start" if clock == "loss" else f"the start, {origin:g}"
         where = where if start is None else f"the end of start, {origin:g}"
         raise ValueError(f"t must begin at or after {where}; t[0] is {times[0]:g}")
     return times
+
+
+def _is_scalar(t: ArrayLike) -> bool:
+    try:
+        return np.ndim(t) == 0
+    except ValueError:
+        return False
+
+
+def _end(t: ArrayLike, clock: str) -> float:
+    """One end time, inf where the clock allows it."""
+    return np.inf if clock == "time" and np.array_equal(t, np.inf) else float(finite_array("t", t, ()))
 
 
 def _ends_with_inf(t: ArrayLike) -> bool:
     """Whether t is a list of times of which the last, and no other, is inf."""
     try:
         times = np.asarray(t, dtype=np.float64)
-    except (TypeError, ValueError):
+        last = float(times[-1])
+    except (TypeError, ValueError, IndexError):
         return False
-    return bool(times.ndim == 1 and times.size and times[-1] == np.inf and np.isfinite(times[:-1]).all())
+    return last == np.inf and times.ndim == 1 and bool(np.isfinite(times[:-1]).all())
 
 
 def check_rtol(rtol: float) -> float:

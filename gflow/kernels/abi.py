@@ -48,16 +48,21 @@ def _house_stamp() -> str:
 _STAMP = _house_stamp()
 
 
-def kernel(function: Any = None, **options: Any) -> Any:
+def kernel(function: Any = None, *, counted: bool = False, **options: Any) -> Any:
     """The decorator of all compiled code.
 
     Nothing is compiled before the first call; the interpreter lock is released, so that a progress
     display goes on during long calls.  The cached code is bound to the sources of *all* kernels, where
     numba alone would look at the function's own file only.
+
+    References to arrays are not counted: that takes an atomic operation for each array of each call, more than the
+    arithmetic of a small network, and more again where two threads count the same array.  Kernels allocate
+    nothing and their arguments belong to the caller, so that nothing is lost; ``counted=True`` is for the few that
+    make views for the routines of BLAS.
     """
     if function is None:
-        return lambda f: kernel(f, **options)
-    dispatcher = numba.njit(cache=True, nogil=True, error_model="numpy", **options)(function)
+        return lambda f: kernel(f, counted=counted, **options)
+    dispatcher = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=counted, **options)(function)
     file = dispatcher._cache._cache_file
     file._source_stamp = (file._source_stamp, _STAMP)
     return dispatcher

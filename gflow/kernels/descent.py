@@ -178,7 +178,8 @@ def advance(gradient, data, dims, work, state, rule, batches, sizes, saved, firs
     while True:
         step = cursor[STEP]
         if cursor[SAVED] < saved.shape[0] and step == min(first + cursor[SAVED] * every, n_steps):
-            saved[cursor[SAVED]] = theta
+            for i in range(theta.size):
+                saved[cursor[SAVED], i] = theta[i]
             cursor[SAVED] += 1
         if step == n_steps:
             return FINISHED

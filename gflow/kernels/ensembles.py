@@ -66,7 +66,6 @@ def _restart(state, work, theta0):
     state.stages[:] = 0.0
     state.slopes[:] = 0.0
     state.weights[:] = 0.0
-    state.worth[:] = 0.0
     work[:] = 0.0
 
 

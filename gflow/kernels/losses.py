@@ -56,32 +56,25 @@ def _margin(code, k, n, data, y, work, f, i):
 
 
 @kernel
-def _log_of(code, m):
-    """Logarithm of a sample's loss at the margin m."""
-    if code == LOG_EXPONENTIAL or m > _LARGE:
-        return -m
-    if m < 0.0:
-        return np.log(np.log1p(np.exp(m)) - m)
-    u = np.exp(-m)
-    return np.log(np.log1p(u) / u) - m
-
-
-@kernel
 def _exp(x):
     """e^x; libraries are slow where it underflows."""
     return np.exp(x) if x > _NOTHING else 0.0
 
 
+@kernel(forceinline=True)
+def _log1p(u):
+    """log(1 + u) for 0 <= u <= 1, to rounding (Kahan): the library's log1p takes three times as long as its log."""
+    w = 1.0 + u
+    return u if w == 1.0 else np.log(w) * (u / (w - 1.0))
+
+
 @kernel
-def _rate(code, m):
-    """-l'(m) / l(m) of a sample's loss l; tends to 1 for large margins."""
-    if code == LOG_EXPONENTIAL or m > _LARGE:
-        return 1.0
-    if m < 0.0:
-        u = np.exp(m)
-        return 1.0 / ((1.0 + u) * (np.log1p(u) - m))
-    u = np.exp(-m)
-    return u / ((1.0 + u) * np.log1p(u))
+def _lowest(code, k, n, data, y, work, f):
+    """The smallest margin."""
+    low = np.inf
+    for i in range(n):
+        low = min(low, _margin(code, k, n, data, y, work, f, i))
+    return low
 
 
 @kernel
@@ -95,15 +88,12 @@ def value(code, factor, k, n, data, y, work, f):
     """The loss, or its logarithm."""
     total = 0.0
     if code >= LOG_LOGISTIC:
-        top = -np.inf
+        low = _lowest(code, k, n, data, y, work, f)
+        far = code == LOG_EXPONENTIAL or low > _LARGE  # every loss is e^-m
         for i in range(n):
-            term = _log_of(code, _margin(code, k, n, data, y, work, f, i))
-            if term <= top:
-                total += _exp(term - top)
-            else:
-                total = total * _exp(top - term) + 1.0
-                top = term
-        return np.log(factor * total) + top
+            m = _margin(code, k, n, data, y, work, f, i)
+            total += _exp(low - m) if far else _log1p(_exp(-abs(m))) + max(-m, 0.0)
+        return np.log(factor * total) - (low if far else 0.0)
     if code == SQUARE:
         for i in range(k * n):
             total += (work[f + i] - data[y + i]) ** 2
@@ -168,17 +158,21 @@ def derivative(code, factor, k, n, data, y, work, f, out):
 
 @kernel
 def _log_derivative(code, k, n, data, y, work, f, out):
-    """Derivative of the logarithm of the loss: each sample's share of the loss times its own."""
-    top, total = -np.inf, 0.0
+    """Derivative of the logarithm of the loss: each sample's pull -l'(m) over the sum of the losses."""
+    total, low = 0.0, _lowest(code, k, n, data, y, work, f)
+    far = code == LOG_EXPONENTIAL or low > _LARGE  # every loss is e^-m
     for i in range(n):
-        work[out + i] = _log_of(code, _margin(code, k, n, data, y, work, f, i))
-        top = max(top, work[out + i])
+        m = _margin(code, k, n, data, y, work, f, i)
+        if far:
+            pull = _exp(low - m)
+            total += pull
+        else:
+            u = _exp(-abs(m))
+            total += _log1p(u) + max(-m, 0.0)
+            pull = (u if m > 0.0 else 1.0) / (1.0 + u)
+        work[out + i] = pull
     for i in range(n):
-        work[out + i] = _exp(work[out + i] - top)
-        total += work[out + i]
-    for i in range(n):
-        share = work[out + i] / total
-        pull = share * _rate(code, _margin(code, k, n, data, y, work, f, i))
+        pull = work[out + i] / total
         if code != LOG_SOFTMAX:
             work[out + i] = -pull * data[y + i]
             continue

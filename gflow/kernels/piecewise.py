@@ -545,19 +545,18 @@ def _outside(mode, share):
 
 @kernel
 def _look_at(gradient, data, dims, work, tableau, state, pattern, x):
-    """Have in ``work`` what the gradient leaves there at the part x of the last step; returns the state."""
-    theta = state.theta
-    if x < 1.0:
-        theta = pattern.node[0]
+    """Have in ``work`` what the gradient leaves there at the part x of the last step, and in ``pattern.node`` the state."""
+    node = pattern.node[0]
+    if x >= 1.0:
+        explicit.copy(state.theta, node)
     if pattern.looked[0] == x:
-        return theta
+        return
     t = state.clock[T_BEFORE] + x * state.clock[H_BEFORE]
     if x < 1.0:
-        pattern.looked[1] = explicit.interpolate(gradient, data, dims, work, tableau, state, t, theta)
-    gradient(t, theta, data, dims, work, state.gradient)
+        pattern.looked[1] = explicit.interpolate(gradient, data, dims, work, tableau, state, t, node)
+    gradient(t, node, data, dims, work, state.gradient)
     state.counters[GRADIENTS] += 1
     pattern.looked[0] = x
-    return theta
 
 
 @kernel
@@ -725,7 +724,8 @@ def _first_release(gradient, data, dims, work, tableau, state, pattern, reach):
             standing = True
     if not standing:
         return 2.0
-    theta = _look_at(gradient, data, dims, work, tableau, state, pattern, reach)
+    theta = pattern.node[0]
+    _look_at(gradient, data, dims, work, tableau, state, pattern, reach)
     low, high, below, above = 0.0, 2.0, -1e300, 0.0
     numbers[WATCHED], inside = 0, False
     for j in range(m):
@@ -756,7 +756,7 @@ def _first_release(gradient, data, dims, work, tableau, state, pattern, reach):
     if inside:
         for node in range(1, _NODES):
             x = reach * node / _NODES
-            theta = _look_at(gradient, data, dims, work, tableau, state, pattern, x)
+            _look_at(gradient, data, dims, work, tableau, state, pattern, x)
             here = _worst(theta, data, dims, work, pattern)
             if here > 0.0:
                 high, above = x, here
@@ -768,7 +768,7 @@ def _first_release(gradient, data, dims, work, tableau, state, pattern, reach):
         if high > 1.0 or high - low <= resolution or above <= 0.0:
             break
         x = _between(trial, low, high, below, above, resolution)
-        theta = _look_at(gradient, data, dims, work, tableau, state, pattern, x)
+        _look_at(gradient, data, dims, work, tableau, state, pattern, x)
         here = _worst(theta, data, dims, work, pattern)
         if here > 0.0:
             high, above = x, here
@@ -833,12 +833,11 @@ def _cut(gradient, data, dims, work, tableau, state, output, pattern, x):
     """End the last step at the part x of it, and decide the neurons whose events have happened there."""
     clock, m, d, planes, numbers = state.clock, dims[4], dims[1], dims[7], pattern.numbers
     t = clock[T_BEFORE] + x * clock[H_BEFORE]
-    node = _look_at(gradient, data, dims, work, tableau, state, pattern, x)
+    _look_at(gradient, data, dims, work, tableau, state, pattern, x)
     theta = state.theta
     if x < 1.0:
         clock[DISSIPATION] = pattern.looked[1]
-        for i in range(theta.size):
-            theta[i] = node[i]
+        explicit.copy(pattern.node[0], theta)
         clock[T] = t
         output.history[output.cursor[HISTORY] - 1, 1] = t - clock[T_BEFORE]
     after = 1 - numbers[BEFORE]
@@ -915,11 +914,12 @@ def advance(gradient, data, dims, work, tableau, state, output, pattern, rtol, a
                 _keep_shares(dims, work, pattern, clock[H_BEFORE])
             else:
                 if x < 1.0 and output.dense_times.shape[0] == 0:
-                    theta = _look_at(gradient, data, dims, work, tableau, state, pattern, x)
-                    for i in range(theta.size):
+                    node = pattern.node[0]
+                    _look_at(gradient, data, dims, work, tableau, state, pattern, x)
+                    for i in range(node.size):
                         state.side[2, i] = -state.gradient[i]
                     t = clock[T_BEFORE] + x * clock[H_BEFORE]
-                    if not explicit.departure(tableau, state, t, theta, rtol, atol) <= explicit.TRUSTED:
+                    if not explicit.departure(tableau, state, t, node, rtol, atol) <= explicit.TRUSTED:
                         # the event may be the interpolant's alone: bring it near the end of a step
                         explicit.take_back(state, output, clock[H_BEFORE] * min(0.5, max(0.1, x)))
                         continue

@@ -15,12 +15,12 @@ from gflow.kernels.abi import kernel
 _SMALL = 128
 
 
-@kernel
+@kernel(counted=True)
 def _matrix(flat, start, rows, cols):
     return flat[start : start + rows * cols].reshape(rows, cols)
 
 
-@kernel
+@kernel(counted=True)
 def _mul_blas(a, i0, b, j0, out, k0, rows, inner, cols):
     np.dot(_matrix(a, i0, rows, inner), _matrix(b, j0, inner, cols), _matrix(out, k0, rows, cols))
 
@@ -45,7 +45,7 @@ def mul(a, i0, b, j0, out, k0, rows, inner, cols):
     loop_mul(a, i0, b, j0, out, k0, rows, inner, cols)
 
 
-@kernel
+@kernel(counted=True)
 def _mul_tn_blas(a, i0, b, j0, out, k0, rows, inner, cols):
     np.dot(_matrix(a, i0, inner, rows).T, _matrix(b, j0, inner, cols), _matrix(out, k0, rows, cols))
 
@@ -70,7 +70,7 @@ def mul_tn(a, i0, b, j0, out, k0, rows, inner, cols):
     loop_mul_tn(a, i0, b, j0, out, k0, rows, inner, cols)
 
 
-@kernel
+@kernel(counted=True)
 def _mul_nt_blas(a, i0, b, j0, out, k0, rows, inner, cols):
     np.dot(_matrix(a, i0, rows, inner), _matrix(b, j0, cols, inner).T, _matrix(out, k0, rows, cols))
 

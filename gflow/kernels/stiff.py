@@ -62,6 +62,9 @@ BDF, AUTO = range(2)
 # ... and in Stiff.rates.
 ALLOWED_COST, TIME_MARK, LARGEST, EXPLICIT_H = range(4)
 
+# Rows of Stiff.weights that are scratch.
+_SPREAD, _SLOPES = 3, 4
+
 HIGHEST = 6  # order; the interpolating polynomial has this degree
 _KEPT = HIGHEST + 2  # states that the error estimate of one order more needs, besides the new one
 _MOST_ITERATIONS = 10_000
@@ -74,7 +77,7 @@ _SOLVED = 0.3
 _SAFETY, _RELUCTANCE = 1.3, 0.95
 # Steps before the first look at what limits them (of a network of a few parameters: nothing costs it much),
 # between the later ones, and before the implicit method is tried again once it has lost.
-_FIRST_LOOK, _FIRST_LOOK_OF_FEW, _LOOK, _PATIENCE = 32, 512, 16, 32
+_FIRST_LOOK, _FIRST_LOOK_OF_FEW, _LOOK, _PATIENCE = 32, 64, 16, 32
 _FEW = 64
 # Failures in a row after which the explicit method takes over.
 _HOPELESS = 8
@@ -108,7 +111,7 @@ class Stiff(NamedTuple):
     product: Floats
     correction: Floats
     trial: Floats
-    weights: Floats  # (3, K + 1)
+    weights: Floats  # (5, K + 1): of the history, in rows 0 to 2
     energy: Floats  # (iterations,)
 
 
@@ -129,7 +132,7 @@ def new_stiff(size: int) -> Stiff:
     scratch = [np.zeros(size) for _ in range(7)]
     return Stiff(
         numbers, np.zeros(4), np.zeros(_KEPT), np.zeros(_KEPT), np.zeros((_KEPT, size)), *scratch,
-        np.zeros((3, _KEPT + 1)), np.zeros(_MOST_ITERATIONS),
+        np.zeros((5, _KEPT + 1)), np.zeros(_MOST_ITERATIONS),
     )  # fmt: skip
 
 
@@ -148,29 +151,43 @@ def _nodes(stiff):
 
 
 @kernel
-def _value_weights(nodes, count, s, weights, row):
-    """Weights of the interpolant through nodes[:count] at s."""
+def _spread(nodes, count, weights):
+    """Write 1 / prod_(i != j) (nodes[j] - nodes[i]) to the row _SPREAD."""
     for j in range(count):
         x = 1.0
         for i in range(count):
             if i != j:
-                x *= (s - nodes[i]) / (nodes[j] - nodes[i])
+                x *= nodes[j] - nodes[i]
+        weights[_SPREAD, j] = 1.0 / x
+
+
+@kernel
+def _value_weights(nodes, count, s, weights, row):
+    """Weights of the interpolant through nodes[:count] at s."""
+    _spread(nodes, count, weights)
+    x = 1.0
+    for j in range(count):
         weights[row, j] = x
+        x *= s - nodes[j]
+    x = 1.0
+    for j in range(count - 1, -1, -1):
+        weights[row, j] *= x * weights[_SPREAD, j]
+        x *= s - nodes[j]
 
 
 @kernel
 def _slope_weights(nodes, count, s, weights, row):
-    """Weights of the interpolant's derivative."""
+    """Weights of the interpolant's derivative, once ``_spread`` has been called."""
+    x, slope = 1.0, 0.0  # the product of the factors on one side, and its derivative
     for j in range(count):
-        total = 0.0
-        for l in range(count):
-            if l != j:
-                x = 1.0 / (nodes[j] - nodes[l])
-                for i in range(count):
-                    if i != j and i != l:
-                        x *= (s - nodes[i]) / (nodes[j] - nodes[i])
-                total += x
-        weights[row, j] = total
+        weights[row, j], weights[_SLOPES, j] = x, slope
+        slope = slope * (s - nodes[j]) + x
+        x *= s - nodes[j]
+    x, slope = 1.0, 0.0
+    for j in range(count - 1, -1, -1):
+        weights[row, j] = (weights[_SLOPES, j] * x + weights[row, j] * slope) * weights[_SPREAD, j]
+        slope = slope * (s - nodes[j]) + x
+        x *= s - nodes[j]
 
 
 @kernel
@@ -408,6 +425,7 @@ def _next_order(stiff, s, error, theta, theta_new, rtol, atol):
 def _dissipated(stiff, order, begin, end, scratch):
     """Integral over t of |theta'|^2 of the interpolant from s = begin to end."""
     total = 0.0
+    _spread(stiff.nodes, order + 1, stiff.weights)
     for q in range(_GAUSS_NODES.size):
         s = begin + _GAUSS_NODES[q] * (end - begin)
         _slope_weights(stiff.nodes, order + 1, s, stiff.weights, 2)
@@ -438,15 +456,14 @@ def store_dense(state, stiff, output):
     output.dense_times[place, 0], output.dense_times[place, 1] = begin, h
     out, count, weights = output.dense[place], _CHEBYSHEV.size, stiff.weights
     out[:] = 0.0
-    out[0] = state.theta_before
+    explicit.copy(state.theta_before, out[0])
     for q in range(1, count):
         s = np.log1p((begin + _CHEBYSHEV[q] * h - newest) / newest)
         _value_weights(stiff.nodes, order + 1, s, weights, 2)
         _mix(stiff.states, order + 1, weights, 2, stiff.trial)
         for i in range(out.shape[1]):
-            stiff.trial[i] -= state.theta_before[
-                i
-            ]  # the coefficients are large and would magnify its rounding
+            # the coefficients are large and would magnify its rounding
+            stiff.trial[i] -= state.theta_before[i]
         for d in range(1, count):
             a = _TO_POWERS[d, q]
             for i in range(out.shape[1]):
@@ -457,8 +474,10 @@ def store_dense(state, stiff, output):
 @kernel
 def _speed(stiff):
     """|theta'|^2 of the interpolant at its end: the gradient there shows the errors of stiff components enlarged."""
-    _slope_weights(stiff.nodes, stiff.numbers[LAST_ORDER] + 1, 0.0, stiff.weights, 2)
-    _mix(stiff.states, stiff.numbers[LAST_ORDER] + 1, stiff.weights, 2, stiff.trial)
+    count = stiff.numbers[LAST_ORDER] + 1
+    _spread(stiff.nodes, count, stiff.weights)
+    _slope_weights(stiff.nodes, count, 0.0, stiff.weights, 2)
+    _mix(stiff.states, count, stiff.weights, 2, stiff.trial)
     return _inner(stiff.trial, stiff.trial) / stiff.times[0] ** 2
 
 
@@ -540,7 +559,7 @@ def _save(state, stiff, output):
     while cursor[SAVED] < times.size and times[cursor[SAVED]] <= state.clock[T]:
         place = cursor[SAVED]
         if times[place] == state.clock[T]:
-            output.theta[place] = state.theta
+            explicit.copy(state.theta, output.theta[place])
             output.dissipation[place] = state.clock[DISSIPATION]
         else:
             output.dissipation[place] = interpolate(state, stiff, times[place], output.theta[place])
@@ -592,7 +611,7 @@ def _implicit_step(gradient, hvp, data, dims, work, state, stiff, output, rtol, 
     clock[DISSIPATION] += _dissipated(stiff, order, stiff.nodes[1], 0.0, stiff.trial)
     counters[ACCEPTED] += 1
     counters[REJECTED_LAST] = 0
-    explicit._keep_checkpoint(state)
+    explicit.keep_checkpoint(state)
     if output.dense_times.shape[0] > 0:
         store_dense(state, stiff, output)
     return True

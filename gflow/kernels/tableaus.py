@@ -36,6 +36,7 @@ class Tableau(NamedTuple):
     terms: Ints  # (S + E + 2,)
     interpolant: Floats  # (S + E, degree): coefficients of x, x^2, ... in the weight of each stage
     sizes: Ints  # S, E, exponent of the error in h, order of the solution
+    probe: Floats  # (1,): the part of a step where the interpolant departs most from the flow, see ``explicit.obeys``
 
 
 _TSIT5_NODES = [0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0]
@@ -190,6 +191,7 @@ def _pack(
     extra: int,
     error_exponent: int,
     order: int,
+    probe: float,
 ) -> Tableau:
     rows = [*stages, *errors]
     index = np.zeros((len(rows), MAX_STAGES), dtype=np.int64)
@@ -200,18 +202,25 @@ def _pack(
         index[r, : len(used)] = used
         weight[r, : len(used)] = [row[j] for j in used]
     sizes = np.array([len(stages) - extra, extra, error_exponent, order], dtype=np.int64)
-    return Tableau(np.array(nodes), index, weight, count, np.array(interpolant), sizes)
+    return Tableau(np.array(nodes), index, weight, count, np.array(interpolant), sizes, np.array([probe]))
 
 
 @cache
 def tsit5() -> Tableau:
     """Order 5(4), six gradients a step, interpolant of order 4."""
-    return _pack(_TSIT5_NODES, _TSIT5_STAGES, (_TSIT5_ERROR, []), _tsit5_interpolant(), 0, 5, 5)
+    return _pack(_TSIT5_NODES, _TSIT5_STAGES, (_TSIT5_ERROR, []), _tsit5_interpolant(), 0, 5, 5, 0.5)
 
 
 @cache
 def dop853() -> Tableau:
     """Order 8(5, 3), twelve gradients a step, three more for the interpolant of order 7."""
     return _pack(
-        _DOP853_NODES, _DOP853_STAGES, (_DOP853_ERROR_5, _DOP853_ERROR_3), _dop853_interpolant(), 3, 8, 8
+        _DOP853_NODES,
+        _DOP853_STAGES,
+        (_DOP853_ERROR_5, _DOP853_ERROR_3),
+        _dop853_interpolant(),
+        3,
+        8,
+        8,
+        0.94,
     )
