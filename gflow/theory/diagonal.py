@@ -198,7 +198,9 @@ class Mirror:
     def _shaped(self, name: str, values: ArrayLike) -> Array:
         array = np.asarray(values, dtype=np.float64)
         if array.ndim == 0 or array.shape[-1] != len(self.start):
-            raise ValueError(f"{name} must have {len(self.start)} entries on its last axis; got {array.shape}")
+            raise ValueError(
+                f"{name} must have {len(self.start)} entries on its last axis; got {array.shape}"
+            )
         if not np.isfinite(array).all():
             raise ValueError(f"{name} must be finite; got {array[~np.isfinite(array)][0]}")
         return array
@@ -252,14 +254,18 @@ class Mirror:
 
     def y_at(self, beta: Array) -> Array:
         """y (..., d) at β, to full relative accuracy of β."""
-        if np.any((self.side == _NONE) & (beta != 0)) or np.any((np.abs(self.side) == 1) & (self.side * beta <= 0)):
+        if np.any((self.side == _NONE) & (beta != 0)) or np.any(
+            (np.abs(self.side) == 1) & (self.side * beta <= 0)
+        ):
             raise ValueError(
                 "beta must be 0 where both weights start at 0, and of the one branch's sign where one of them does"
             )
         with np.errstate(divide="ignore"):
             log_ratio = np.where(self.moving, np.log(np.abs(beta)) - self.depth * self.log_alpha, -np.inf)
         one = np.where(np.abs(self.side) == 1, self.side * log_ratio, 0.0)
-        both = np.sign(beta) * (_asinh_half(log_ratio) if self.depth == 2 else _solve_y(log_ratio, self.power))
+        both = np.sign(beta) * (
+            _asinh_half(log_ratio) if self.depth == 2 else _solve_y(log_ratio, self.power)
+        )
         return np.where(self.side == _BOTH, both, one)
 
     def _integral(self, y: Array) -> Array:
@@ -282,7 +288,9 @@ def _asinh_half(log_b: Array) -> Array:
     """arcsinh(b / 2) from log b."""
     x = log_b - np.log(2)
     large = np.maximum(x, 0.0)
-    return np.where(x > 0, large + np.log1p(np.sqrt(1 + np.exp(-2 * large))), np.arcsinh(np.exp(np.minimum(x, 0.0))))
+    return np.where(
+        x > 0, large + np.log1p(np.sqrt(1 + np.exp(-2 * large))), np.arcsinh(np.exp(np.minimum(x, 0.0)))
+    )
 
 
 def _solve_y(log_b: Array, p: float) -> Array:
@@ -329,19 +337,28 @@ def mirror(model: Any, theta0: ArrayLike) -> Mirror:
         If the model is no diagonal network, the depth is below 2 (product: not 2), or theta0 does not fit it.
     """
     form, depth = family(model)
+    log_a, log_b = branches(model, theta0)
+    return from_branches(log_a, log_b, depth, rate_of(form, depth))
+
+
+def branches(model: Any, theta0: ArrayLike) -> tuple[Array, Array]:
+    """Logarithms (d,) of the weights a, b ≥ 0 of the two branches of the module's text; −inf for 0."""
+    form, depth = family(model)
     theta = finite_array("theta0", theta0, ("P",))
     if form == "power":
         first, second = theta, np.zeros_like(theta)
     else:
         if len(theta) % 2:
-            raise ValueError(f"theta0 must hold two vectors of one length for the {form} form; got {len(theta)} entries")
+            raise ValueError(
+                f"theta0 must hold two vectors of one length for the {form} form; got {len(theta)} entries"
+            )
         first, second = theta[: len(theta) // 2], theta[len(theta) // 2 :]
     if form == "product":
         first, second = 0.5 * (first + second), 0.5 * (first - second)
     elif depth % 2 and theta.min() < 0:
         raise ValueError(f"theta0 must be >= 0 at odd depth {depth}; got an entry {theta.min():g}")
     with np.errstate(divide="ignore"):
-        return from_branches(np.log(np.abs(first)), np.log(np.abs(second)), depth, rate_of(form, depth))
+        return np.log(np.abs(first)), np.log(np.abs(second))
 
 
 def from_branches(log_a: Array, log_b: Array, depth: int, rate: float) -> Mirror:
@@ -361,7 +378,9 @@ def from_branches(log_a: Array, log_b: Array, depth: int, rate: float) -> Mirror
 def family(model: Any) -> tuple[str, int]:
     """Form and depth of a diagonal network."""
     if not hasattr(model, "form") or not hasattr(model, "depth"):
-        raise ValueError(f"model must be a diagonal network, with a form and a depth; got {type(model).__name__}")
+        raise ValueError(
+            f"model must be a diagonal network, with a form and a depth; got {type(model).__name__}"
+        )
     form, depth = one_of("model.form", model.form, FORMS), check_depth(model.depth)
     if form == "product" and depth != 2:
         raise ValueError(f"model.depth must be 2 for the product form; got {depth}")
@@ -383,9 +402,13 @@ def regression(problem: Any, inputs: int, *losses: str) -> tuple[Array, Array]:
             f"problem must hold samples X, Y with one output; it is of kind {problem.kind!r} with {problem.outputs}"
         )
     if losses and problem.loss not in losses:
-        raise ValueError(f"problem must have the {' or '.join(losses)} loss here; it has the {problem.loss} loss")
+        raise ValueError(
+            f"problem must have the {' or '.join(losses)} loss here; it has the {problem.loss} loss"
+        )
     if problem.inputs != inputs:
-        raise ValueError(f"theta0 must fit the {problem.inputs} inputs of the problem; it has {inputs} coordinates")
+        raise ValueError(
+            f"theta0 must fit the {problem.inputs} inputs of the problem; it has {inputs} coordinates"
+        )
     return problem.X, problem.Y[:, 0]
 
 
