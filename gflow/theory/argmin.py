@@ -22,8 +22,8 @@ _EPS = float(np.finfo(np.float64).eps)
 _CORRECTIONS, _VALUES = 14, 600
 #: Relative defects to which the conditions are solved on the way, and in the end.
 _ON_THE_WAY, _END = 1e-6, 3e-13
-#: Entries of β below this, relative to the largest, are too small for X β to tell them from rounding.
-_COUNTS = 1e-13
+#: Entries of β below this, relative to the largest, are hardly told from rounding in X β: they follow z.
+_COUNTS = 1e-11
 #: log(y / α^D) that floats hold; and of 1 / (1 − |z|) beyond which, at depth ≥ 3, α makes no difference.
 _FITS, _POLE = 680.0, 120.0
 
@@ -140,7 +140,7 @@ class _Newton:
     def __init__(self, m: Mirror, rows: Array, goal: Array, raised: float) -> None:
         # where 1 − |z| of what counts is below e^−120, a log α raised so far has the same z, and the same β but for
         # entries far below rounding, which are computed from z in the end
-        self.true, m = m, replace(m, log_alpha=m.log_alpha + raised)
+        self.true, m = m, replace(m, log_alpha=m.log_alpha + raised) if raised > 0 else m
         self.m, self.rows, self.goal = m, rows, goal
         self.base = rows @ m.beta0
         scale = np.where(m.moving, m.log_scale, -np.inf)
@@ -177,6 +177,8 @@ class _Newton:
             found = self.correct(y + factor * dy, nu + factor * dnu, aim, tolerance)
             if found is None:
                 stride = step / 4
+                if stride < 1e-9 and log_s > -1e-6:
+                    break  # the end itself resists, by rounding: its defects are measured
                 if stride < 1e-9:
                     raise Refused(
                         f"argmin Q refused: Newton's method does not converge beyond {np.exp(log_s):.3g} of the way"
@@ -273,7 +275,7 @@ class _Newton:
         if np.all(np.sign(polished) == np.sign(beta)) and self.kkt(polished, y, dual) <= _END:
             beta = polished
         kkt, off = self.kkt(beta, y, dual), self.off(beta)
-        beta = np.where(counts, beta, self.true.beta_of(y))
+        beta = np.where(np.abs(y) < 18, self.true.beta_of(y), beta) if self.true is not self.m else beta
         return Argmin(beta, dual, kkt, off / size if size > 0 else off, residual, self.steps)
 
     def kkt(self, beta: Array, y: Array, dual: Array) -> float:

@@ -216,7 +216,10 @@ class Mirror:
             else:
                 p = self.power
                 both = p * _log_2cosh(y) + p * size + np.log(-np.expm1(-2 * p * size)) - p * np.log(2)
-        magnitude = np.exp(self.depth * self.log_alpha + np.where(self.side == _BOTH, both, self.side * y))
+        with np.errstate(over="ignore"):
+            magnitude = np.exp(
+                self.depth * self.log_alpha + np.where(self.side == _BOTH, both, self.side * y)
+            )
         return np.where(self.moving, np.where(self.side == _BOTH, np.sign(y), self.side) * magnitude, 0.0)
 
     def log_slope(self, y: Array) -> Array:
@@ -262,7 +265,7 @@ class Mirror:
             )
         with np.errstate(divide="ignore"):
             log_ratio = np.where(self.moving, np.log(np.abs(beta)) - self.depth * self.log_alpha, -np.inf)
-        one = np.where(np.abs(self.side) == 1, self.side * log_ratio, 0.0)
+        one = np.where(self.side == _PLUS, log_ratio, np.where(self.side == _MINUS, -log_ratio, 0.0))
         both = np.sign(beta) * (
             _asinh_half(log_ratio) if self.depth == 2 else _solve_y(log_ratio, self.power)
         )
