@@ -209,17 +209,18 @@ class Mirror:
 
     def beta_of(self, y: Array) -> Array:
         """β (..., d) at y."""
-        size = np.abs(y)
-        with np.errstate(divide="ignore"):
+        size, p = np.abs(y), self.power
+        near = np.minimum(size, 1.0)
+        with np.errstate(divide="ignore", over="ignore"):
             if self.depth == 2:
-                both = size + np.log(-np.expm1(-2 * size))
+                log, small = size + np.log(-np.expm1(-2 * size)), 2 * np.sinh(near)
             else:
-                p = self.power
-                both = p * _log_2cosh(y) + p * size + np.log(-np.expm1(-2 * p * size)) - p * np.log(2)
-        with np.errstate(over="ignore"):
-            magnitude = np.exp(
-                self.depth * self.log_alpha + np.where(self.side == _BOTH, both, self.side * y)
-            )
+                log = p * _log_2cosh(y) + p * size + np.log(-np.expm1(-2 * p * size)) - p * np.log(2)
+                small = 2 * np.cosh(near) ** p * np.sinh(p * near)
+            base = self.depth * self.log_alpha
+            large = np.exp(base + np.where(self.side == _BOTH, log, self.side * y))
+            # near 0 without the logarithm, which would cost digits
+            magnitude = np.where((self.side == _BOTH) & (size < 1), np.exp(base) * small, large)
         return np.where(self.moving, np.where(self.side == _BOTH, np.sign(y), self.side) * magnitude, 0.0)
 
     def log_slope(self, y: Array) -> Array:
@@ -256,7 +257,7 @@ class Mirror:
         return np.where(self.moving, np.where(self.side == _BOTH, both, one), 0.0)
 
     def y_at(self, beta: Array) -> Array:
-        """y (..., d) at β, to full relative accuracy of β."""
+        """y (..., d) at β, to rounding of log |β| (absolute where |y| > 1, relative below)."""
         if np.any((self.side == _NONE) & (beta != 0)) or np.any(
             (np.abs(self.side) == 1) & (self.side * beta <= 0)
         ):
@@ -297,7 +298,7 @@ def _asinh_half(log_b: Array) -> Array:
 
 
 def _solve_y(log_b: Array, p: float) -> Array:
-    """y ≥ 0 with 2 cosh(y)^p sinh(p y) = b, from log b, to full relative accuracy.
+    """y ≥ 0 with 2 cosh(y)^p sinh(p y) = b, from log b, to rounding of that.
 
     log b is convex and increasing in log y, so that Newton's method from above descends to the root.
     """
