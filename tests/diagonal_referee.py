@@ -53,48 +53,53 @@ def weights_flow(form, depth, theta0, slope, times, rtol=1e-12):
     return predictor(form, depth, found.y[:size].T), found.y[size:].T
 
 
-def mirror_beta(form, depth, alpha, eta):
-    """β at η = −∫∇_β L from the equal start: w₊ = w₋ = α, u = √2 α and v = 0, or w = α."""
-    if depth == 2:
-        rate = 2.0 if form == "product" else 4.0
-        log = 2 * np.log(alpha)
-        if form == "power":
-            return np.exp(log + rate * eta)
-        half = 0.5 if form == "product" else 1.0
-        return half * (np.exp(log + rate * eta) - np.exp(log - rate * eta))
-    p, pole = depth / (depth - 2), alpha ** (2 - depth)
-    up = (pole - depth * (depth - 2) * eta) ** (-p)
-    return up if form == "power" else up - (pole + depth * (depth - 2) * eta) ** (-p)
-
-
-def mirror_slope(form, depth, alpha, eta):
-    """dβ/dη there."""
-    if depth == 2:
-        rate = 2.0 if form == "product" else 4.0
-        log = 2 * np.log(alpha)
-        if form == "power":
-            return rate * np.exp(log + rate * eta)
-        half = 0.5 if form == "product" else 1.0
-        return half * rate * (np.exp(log + rate * eta) + np.exp(log - rate * eta))
-    p, pole, rate = depth / (depth - 2), alpha ** (2 - depth), depth * (depth - 2)
-    up = rate * p * (pole - rate * eta) ** (-p - 1)
-    return up if form == "power" else up + rate * p * (pole + rate * eta) ** (-p - 1)
-
-
 def mirror_flow(form, depth, alpha, x, y, factor, times, rtol=1e-10, atol=1e-12):
-    """β (T, d) of L = factor ‖Xβ − y‖² by dη/dt = −∇L(β(η)) with Radau and its Jacobian: however small α."""
+    """β (T, d) of L = factor ‖Xβ − y‖² by its mirror flow, dη/dt = −∇L(β), with Radau and its Jacobian.
+
+    From w₊ = w₋ = α, or u = √2 α and v = 0; alpha may be an array (d,), and however small: at depth 2 q = κη,
+    β = 2 a² sinh q with a = α, or α / √2; beyond q = artanh(D (D − 2) α^(D−2) η), as h_D has a pole at 1.
+    """
+    d = x.shape[1]
     hessian = 2 * factor * x.T @ x
+    log = np.log(alpha) - (0.5 * np.log(2) if form == "product" else 0.0)
+    p = depth / (depth - 2) if depth > 2 else np.nan
+    rate = {"product": 2.0}.get(form, 4.0) if depth == 2 else depth * (depth - 2) * np.exp((depth - 2) * log)
 
-    def rhs(t, eta):
-        return -2 * factor * x.T @ (x @ mirror_beta(form, depth, alpha, eta) - y)
+    def half_exp(power, q):
+        """α^D e^|power q| / 2, and the same with − in the exponent."""
+        return 0.5 * np.exp(depth * log + np.abs(power * q)), 0.5 * np.exp(depth * log - np.abs(power * q))
 
-    def jac(t, eta):
-        return -hessian * mirror_slope(form, depth, alpha, eta)
+    def beta(q):
+        if depth == 2:
+            large, small = half_exp(1.0, q)
+            return 2 * np.sign(q) * (large - small)
+        large, small = half_exp(p, q)
+        return 2 * np.cosh(q) ** p * np.sign(q) * (large - small)
 
-    start = np.zeros(x.shape[1])
-    found = solve_ivp(rhs, (0, times[-1]), start, "Radau", t_eval=times, rtol=rtol, atol=atol, jac=jac)
+    def beta_slope(q):
+        if depth == 2:
+            return 2 * sum(half_exp(1.0, q))
+        return 2 * p * np.cosh(q) ** (p - 1) * sum(half_exp(p + 1, q))
+
+    def speed(q):
+        return rate * np.ones(d) if depth == 2 else rate * np.cosh(q) ** 2
+
+    def gradient(q):
+        return 2 * factor * x.T @ (x @ beta(q) - y)
+
+    def rhs(t, q):
+        return -speed(q) * gradient(q)
+
+    def jac(t, q):
+        out = -speed(q)[:, None] * hessian * beta_slope(q)
+        if depth > 2:
+            out -= np.diag(rate * np.sinh(2 * q) * gradient(q))
+        return out
+
+    with np.errstate(over="ignore", invalid="ignore"):  # trial steps of Newton's method inside Radau
+        found = solve_ivp(rhs, (0, times[-1]), np.zeros(d), "Radau", times, rtol=rtol, atol=atol, jac=jac)
     assert found.success, found.message
-    return mirror_beta(form, depth, alpha, found.y.T)
+    return beta(found.y.T)
 
 
 def equal_start(form, alpha, d):
