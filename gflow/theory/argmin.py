@@ -22,6 +22,8 @@ _EPS = float(np.finfo(np.float64).eps)
 _CORRECTIONS, _VALUES = 14, 600
 #: Relative defects to which the conditions are solved on the way, and in the end.
 _ON_THE_WAY, _END = 1e-6, 3e-13
+#: Relative to the largest weight; the second where the first, safe from rounding, converges too slowly.
+_DAMPINGS = (1e-15, 1e-21)
 #: Entries of β below this, relative to the largest, are hardly told from rounding in X β: they follow z.
 _COUNTS = 1e-11
 #: log(y / α^D) that floats hold; and of 1 / (1 − |z|) beyond which, at depth ≥ 3, α makes no difference.
@@ -147,7 +149,7 @@ class _Newton:
         self.columns = rows * np.exp(scale - scale.max())  # of dz/dν, ν in units of the largest scale
         self.log_ratio = scale - scale.max()
         self.z0 = m.z_of(m.start)
-        self.steps = 0
+        self.steps, self.damping = 0, _DAMPINGS[0]
 
     def solve(self, residual: float) -> Argmin:
         y, nu = self.m.start.copy(), np.zeros(len(self.rows))
@@ -202,7 +204,7 @@ class _Newton:
         order = np.argsort(-root)
         weighted = (self.rows * root).T[order]
         # directions that only weights below rounding see are damped: what they decide is below rounding too
-        damped = np.vstack([weighted, np.sqrt(1e-15) * np.eye(len(self.rows))])
+        damped = np.vstack([weighted, np.sqrt(self.damping) * np.eye(len(self.rows))])
         r, pivot = qr(damped, mode="r", pivoting=True, check_finite=False)
         return r[: len(self.rows)], pivot, float(top)
 
@@ -220,6 +222,15 @@ class _Newton:
 
     def correct(self, y: Array, nu: Array, log_s: float, tolerance: float) -> tuple[Array, Array, int] | None:
         """Newton's method at one s; None where it fails."""
+        for self.damping in _DAMPINGS:
+            found = self.newton(y, nu, log_s, tolerance)
+            if found is not None:
+                break
+        self.damping = _DAMPINGS[0]
+        return found
+
+    def newton(self, y: Array, nu: Array, log_s: float, tolerance: float) -> tuple[Array, Array, int] | None:
+        """The same with one damping."""
         aim = self.target(log_s)
         for used in range(_CORRECTIONS):
             beta = self.m.beta_of(y)
@@ -232,7 +243,8 @@ class _Newton:
             if small and np.abs(gap).max() <= tolerance * np.abs(beta).max():
                 return y, nu, used
             self.steps += 1
-            slope = np.exp(self.m.log_slope(y))
+            with np.errstate(over="ignore"):
+                slope = np.exp(self.m.log_slope(y))
             defect, first = self.heavy(beta, slope, defect)
             dnu = self.apply(self.factor(y), gap - self.rows @ (slope * defect))
             dz = defect + self.columns.T @ dnu

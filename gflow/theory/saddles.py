@@ -14,9 +14,10 @@ The thresholds come from :mod:`gflow.theory.diagonal`: a branch a² e^{κη} is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
-from math import comb
+from itertools import combinations, islice, product
+from math import comb, log10
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -291,17 +292,19 @@ class GeneralPosition:
 
     def __str__(self) -> str:
         how = "all" if self.exact else "a random sample of"
-        return f"{how} {self.looked_at} of {self.total} sets of signed columns"
+        total = str(self.total) if self.total < 10**9 else f"10^{log10(self.total):.0f}"
+        return f"{how} {self.looked_at} of {total} sets of signed columns"
 
 
-def general_position(X: ArrayLike, most: int = 4000, seed: int = 0) -> GeneralPosition:
+def general_position(X: ArrayLike, most: int | None = None, seed: int = 0) -> GeneralPosition:
     """Check that no column ±x_j is in the affine span of k ≤ min(n, d) other signed columns.
 
     Parameters
     ----------
     X : array (n, d)
-    most : int
-        So many sets are looked at: all of them if there are no more, else a random sample.
+    most : int, optional
+        So many sets are looked at: all of them if there are no more, else a random sample.  Default: 4000, and fewer
+        (50 at least) of more than 60 columns, which take about a second.
     seed : int
         Of the sample.
 
@@ -321,25 +324,35 @@ def general_position(X: ArrayLike, most: int = 4000, seed: int = 0) -> GeneralPo
     number is C(d, min(n + 1, d)) 2^min(n, d − 1).
     """
     x = finite_array("X", X, ("n", "d"))
-    most = positive_int("most", most)
     n, d = x.shape
     count = min(n + 1, d)
+    most = max(50, min(4000, 10**9 // count**3)) if most is None else positive_int("most", most)
     total = comb(d, count) * 2 ** (count - 1)
     size = float(np.abs(x).max())
     scaled = x / size if size > 0 else x
-    if total <= most:
-        flips = np.array(list(product((1.0, -1.0), repeat=count - 1))).reshape(-1, count - 1)
-        flips = np.hstack([np.ones((len(flips), 1)), flips])
-        chosen = ((np.array(c), s) for c in combinations(range(d), count) for s in flips)
-    else:
-        rng = np.random.default_rng(seed)
-        chosen = ((rng.choice(d, count, replace=False), rng.choice([-1.0, 1.0], count)) for _ in range(most))
+    rng = np.random.default_rng(seed)
+    sets = _all_sets(d, count) if total <= most else _some_sets(d, count, most, rng)
     least, looked = np.inf, 0
-    for columns, signs in chosen:
-        s = np.linalg.svd(np.vstack([scaled[:, columns] * signs, np.ones(count)]), compute_uv=False)
-        least = min(least, float(s[-1] / s[0]))
-        looked += 1
+    while chunk := list(islice(sets, max(1, 10**6 // (count * (n + 1))))):
+        columns, signs = (np.array(part) for part in zip(*chunk, strict=True))
+        stacked = np.ones((len(chunk), n + 1, count))
+        stacked[:, :n] = scaled[:, columns].transpose(1, 0, 2) * signs[:, None, :]
+        s = np.linalg.svd(stacked, compute_uv=False)
+        least = min(least, float(np.min(s[:, -1] / s[:, 0])))
+        looked += len(chunk)
     return GeneralPosition(least, looked, total)
+
+
+def _all_sets(d: int, count: int) -> Iterator[tuple[Sequence[int], Sequence[float]]]:
+    """All sets of columns with all signs, up to a common one."""
+    for columns in combinations(range(d), count):
+        for signs in product((1.0, -1.0), repeat=count - 1):
+            yield columns, (1.0, *signs)
+
+
+def _some_sets(d: int, count: int, most: int, rng: np.random.Generator) -> Iterator[tuple[Any, Any]]:
+    for _ in range(most):
+        yield rng.choice(d, count, replace=False), rng.choice([-1.0, 1.0], count)
 
 
 # ---- of a model --------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ def test_saddles_of_every_form_in_the_time_of_the_flow(form, depth, alpha):
     unit *= 0.5 if (form, depth) == ("difference", 2) else 1.0
     np.testing.assert_allclose(found.times, unit * saddles.successive(x, y, 0.3).times, rtol=1e-12)
     t = middles(found)
-    beta = mirror_flow(form, depth, alpha, x, y, 0.3, t)
+    beta = mirror_flow(form, depth, alpha, x, y, 0.3, t, rtol=1e-8, atol=1e-9)
     np.testing.assert_allclose(beta, found.at(t), atol=1e-5)
 
 
@@ -145,7 +145,7 @@ def test_shape_of_the_start_sets_thresholds_at_larger_depth():
     equal = saddles.saddles(model, problem, np.full(10, 1e-6))
     assert [e.coordinate for e in shaped.events] != [e.coordinate for e in equal.events]
     t = middles(shaped)
-    beta = mirror_flow("difference", 3, alpha, x, y, 1 / 6, t)
+    beta = mirror_flow("difference", 3, alpha, x, y, 1 / 6, t, rtol=1e-8, atol=1e-9)
     np.testing.assert_allclose(beta, shaped.at(t), atol=1e-4)
 
 
