@@ -70,6 +70,8 @@ def argmin(m: Mirror, X: ArrayLike, y: ArrayLike) -> Argmin:
     Returns
     -------
     Argmin
+        With its defects measured: they are of rounding size but where the minimiser is at the border that coordinates of
+        one branch have at 0.
 
     Raises
     ------
@@ -172,7 +174,6 @@ class _Newton:
                 break
             dy, dnu = self.tangent(y)
             step = min(stride, -log_s)
-            # a prediction beyond what its first order can say is of no use
             aim = log_s + step
             factor = np.exp(log_s) * step
             tolerance = _END if aim == 0 else _ON_THE_WAY
