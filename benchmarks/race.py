@@ -21,7 +21,11 @@ import numpy as np
 _SAMPLE_SECONDS = 0.02
 _SETUP_SECONDS = 300.0
 #: Packages that compile in the first call of a contestant, and the seconds that it is allowed more for that.
-_COMPILE_SECONDS = {"gflow": 600.0, "numbalsoda": 120.0, "diffrax": 120.0}
+_COMPILE_SECONDS = {"gflow": 600.0, "numbalsoda": 30.0, "diffrax": 120.0}
+#: A peer's first call is at this tolerance: what has to be compiled is the same, and the run is short.
+_LOOSE = 1e-2
+#: The error that finalists are chosen by, and their number.
+TARGET, FINALISTS = 1e-6, 3
 
 
 class TimeUp(Exception):
@@ -60,10 +64,8 @@ class Worker:
 
     def run(self, name: str, rtol: float, repeats: int, cap: float) -> tuple[float, Any]:
         """Seconds per call and what the last call returned; TimeUp (and a new process) past the cap."""
-        if name not in self.warm:
-            self.warm.add(name)
-            if self.group in _COMPILE_SECONDS:
-                self._run(name, rtol, 1, cap + _COMPILE_SECONDS[self.group])
+        if name not in self.warm and self.group in _COMPILE_SECONDS:
+            self.first_call(name, rtol, cap)
         return self._run(name, rtol, repeats, cap)
 
     def _run(self, name: str, rtol: float, repeats: int, cap: float) -> tuple[float, Any]:
@@ -77,8 +79,10 @@ class Worker:
 
     def first_call(self, name: str, rtol: float, cap: float) -> float:
         """Seconds of a contestant's first call, with what it compiles."""
+        first = rtol if self.group == "gflow" else max(rtol, _LOOSE)
+        seconds = self._run(name, first, 1, cap + _COMPILE_SECONDS.get(self.group, 0.0))[0]
         self.warm.add(name)
-        return self._run(name, rtol, 1, cap + _COMPILE_SECONDS.get(self.group, 0.0))[0]
+        return seconds
 
     def close(self) -> None:
         self.process.kill()
@@ -146,16 +150,33 @@ class Curve:
                 best = min(best, math.exp((1 - share) * math.log(s0) + share * math.log(s1)))
         return best
 
+    def promise(self, rtols: Iterable[float]) -> tuple[float, float]:
+        """Where its last two points lead: seconds to ``TARGET``, and the loosest untried tolerance that should reach it.
+
+        Infinite seconds if these points do not fall.
+        """
+        good = [p for p in self.points if not p.capped and 0 < p.error < math.inf]
+        if len(good) < 2 or good[-1].error >= good[-2].error:
+            return math.inf, math.nan
+        (a, b), untried = good[-2:], [r for r in rtols if r < good[-1].rtol]
+        decades = math.log(TARGET / b.error) / math.log(b.error / a.error)  # in units of the last stretch
+        wanted = b.rtol * (b.rtol / a.rtol) ** decades
+        rtol = max((r for r in untried if r <= 1.01 * wanted), default=min(untried, default=math.nan))
+        return b.seconds * (b.seconds / a.seconds) ** decades, rtol
+
 
 def race(
     task: Any, groups: Iterable[str], reference: np.ndarray, cap: float, rounds: int, say: Any = print,
-    only: str | None = None, processor_time: bool = False,
+    only: str | None = None, processor_time: bool = False, heat: float | None = None,
 ) -> tuple[list[Curve], dict[str, str]]:  # fmt: skip
     """Curves of all contestants, and why packages are absent.
 
     First each contestant goes down the tolerances alone, until it takes longer than the cap; what remains are
     then timed in turn, A B C A B C, for ``rounds`` rounds (fewer where a call is long).  ``processor_time`` counts
     that of a package's process, all threads; the cap stays the wall's.
+
+    With ``heat``, where few will reach ``TARGET``, a peer has that many seconds for all its tolerances; the
+    ``FINALISTS`` whose points lead to it soonest are then given the cap, once, at the tolerance that should reach it.
     """
     workers, absent, curves = {}, {}, []
     for group in groups:
@@ -173,18 +194,25 @@ def race(
         for name in [n for n in worker.names if only is None or only in n or n == "gflow"]:
             curve = Curve(name, group)
             curves.append(curve)
+            left = cap if heat is None or group == "gflow" else heat
             for rtol in task.rtols:
-                point = _pilot(worker, curve, task, rtol, reference, cap)
+                point = _pilot(worker, curve, task, rtol, reference, left)
                 curve.points.append(point)
                 if point.capped:
                     break  # a tighter one takes longer
-                repeats = max(1, round(_SAMPLE_SECONDS / max(point.seconds, 1e-5)))
-                jobs.append((worker, curve, point, repeats))
-                samples.append([point.seconds] if point.seconds > 1.0 else [])
+                if left < cap:
+                    left = max(left - point.seconds, 1.0)
             say(f"  {name}: " + ", ".join(_text(p) for p in curve.points))
-    for turn in range(rounds):
+    if heat is not None:
+        _final(workers, curves, task, reference, cap, say)
+    for curve in curves:
+        for point in (p for p in curve.points if not p.capped):
+            repeats = max(1, round(_SAMPLE_SECONDS / max(point.seconds, 1e-5)))
+            jobs.append((workers[curve.group], curve, point, repeats))
+            samples.append([point.seconds] if point.seconds > 1.0 else [])
+    for _ in range(rounds):
         for (worker, curve, point, repeats), kept in zip(jobs, samples, strict=True):
-            if turn > 0 and turn * point.seconds > 5.0:
+            if len(kept) * point.seconds > 5.0:
                 continue
             try:
                 kept.append(worker.run(curve.name, point.rtol, repeats, 2 * cap)[0])
@@ -198,13 +226,26 @@ def race(
     return curves, absent
 
 
+def _final(
+    workers: dict[str, Worker], curves: list[Curve], task: Any, reference: np.ndarray, cap: float, say: Any
+) -> None:
+    peers = [c for c in curves if c.group != "gflow" and c.seconds_at(TARGET) is None]
+    for curve in sorted(peers, key=lambda c: c.promise(task.rtols)[0])[:FINALISTS]:
+        expected, rtol = curve.promise(task.rtols)
+        if math.isnan(rtol):
+            break
+        curve.points = [p for p in curve.points if not p.capped]
+        curve.points.append(_pilot(workers[curve.group], curve, task, rtol, reference, cap))
+        say(f"  final, {curve.name} at rtol {rtol:g}, expected {expected:.2g} s: {_text(curve.points[-1])}")
+
+
 def _pilot(worker: Worker, curve: Curve, task: Any, rtol: float, reference: np.ndarray, cap: float) -> Point:
     try:
         if math.isnan(curve.first_call) and curve.group in _COMPILE_SECONDS:
             curve.first_call = worker.first_call(curve.name, rtol, cap)
         seconds, states = worker.run(curve.name, rtol, 1, cap)
     except TimeUp:
-        return Point(rtol, math.inf, cap, 0, capped=True, note="not finished by the cap")
+        return Point(rtol, math.inf, cap, 0, capped=True, note=f"stopped at {cap:.3g} s")
     if isinstance(states, str) or states is None:
         return Point(rtol, math.inf, seconds, 1, note=str(states))
     error = task.error(states, reference)
@@ -213,4 +254,4 @@ def _pilot(worker: Worker, curve: Curve, task: Any, rtol: float, reference: np.n
 
 
 def _text(p: Point) -> str:
-    return "cap" if p.capped else f"{p.error:.0e} in {p.seconds:.2g} s"
+    return p.note if p.capped else f"{p.error:.0e} in {p.seconds:.2g} s"
