@@ -62,13 +62,13 @@ class Worker:
             raise TimeUp
         return self.pipe.recv()
 
-    def run(self, name: str, rtol: float, repeats: int, cap: float) -> tuple[float, Any]:
-        """Seconds per call and what the last call returned; TimeUp (and a new process) past the cap."""
+    def run(self, name: str, rtol: float, repeats: int, cap: float) -> tuple[float, float, Any]:
+        """Seconds per call, processor seconds, what the last call returned; TimeUp (and a new process) past the cap."""
         if name not in self.warm and self.group in _COMPILE_SECONDS:
             self.first_call(name, rtol, cap)
         return self._run(name, rtol, repeats, cap)
 
-    def _run(self, name: str, rtol: float, repeats: int, cap: float) -> tuple[float, Any]:
+    def _run(self, name: str, rtol: float, repeats: int, cap: float) -> tuple[float, float, Any]:
         try:
             self.pipe.send((name, rtol, repeats))
             return self._answer(cap * max(1, repeats))
@@ -105,13 +105,14 @@ def _serve(pipe: Connection, group: str, task_name: str, processor_time: bool) -
     while True:
         name, rtol, repeats = pipe.recv()
         states: Any = None
-        start = clock()
+        start, start_processor = clock(), time.process_time()
         try:
             for _ in range(repeats):
                 states = contestants[name](rtol)
         except Exception as error:
             states = repr(error)[:200]
-        pipe.send(((clock() - start) / repeats, states))
+        seconds, processor = clock() - start, time.process_time() - start_processor
+        pipe.send((seconds / repeats, processor / repeats, states))
 
 
 @dataclass
@@ -122,6 +123,7 @@ class Point:
     error: float
     seconds: float
     samples: int
+    processor_seconds: float = math.nan
     capped: bool = False
     note: str = ""
 
@@ -189,7 +191,7 @@ def race(
         except EOFError:
             absent[group] = "its process ended while it set up"
     jobs: list[tuple[Worker, Curve, Point, int]] = []
-    samples: list[list[float]] = []
+    samples: list[list[tuple[float, float]]] = []
     for group, worker in workers.items():
         for name in [n for n in worker.names if only is None or only in n or n == "gflow"]:
             curve = Curve(name, group)
@@ -209,18 +211,19 @@ def race(
         for point in (p for p in curve.points if not p.capped):
             repeats = max(1, round(_SAMPLE_SECONDS / max(point.seconds, 1e-5)))
             jobs.append((workers[curve.group], curve, point, repeats))
-            samples.append([point.seconds] if point.seconds > 1.0 else [])
+            samples.append([(point.seconds, point.processor_seconds)] if point.seconds > 1.0 else [])
     for _ in range(rounds):
         for (worker, curve, point, repeats), kept in zip(jobs, samples, strict=True):
             if len(kept) * point.seconds > 5.0:
                 continue
             try:
-                kept.append(worker.run(curve.name, point.rtol, repeats, 2 * cap)[0])
+                kept.append(worker.run(curve.name, point.rtol, repeats, 2 * cap)[:2])
             except TimeUp:
                 point.note = "passed the cap in a later round"
     for (_, _, point, _), kept in zip(jobs, samples, strict=True):
         if kept:
-            point.seconds, point.samples = statistics.median(kept), len(kept)
+            point.seconds, point.processor_seconds = (statistics.median(s) for s in zip(*kept, strict=True))
+            point.samples = len(kept)
     for worker in workers.values():
         worker.close()
     return curves, absent
@@ -243,14 +246,14 @@ def _pilot(worker: Worker, curve: Curve, task: Any, rtol: float, reference: np.n
     try:
         if math.isnan(curve.first_call) and curve.group in _COMPILE_SECONDS:
             curve.first_call = worker.first_call(curve.name, rtol, cap)
-        seconds, states = worker.run(curve.name, rtol, 1, cap)
+        seconds, processor, states = worker.run(curve.name, rtol, 1, cap)
     except TimeUp:
         return Point(rtol, math.inf, cap, 0, capped=True, note=f"stopped at {cap:.3g} s")
     if isinstance(states, str) or states is None:
-        return Point(rtol, math.inf, seconds, 1, note=str(states))
+        return Point(rtol, math.inf, seconds, 1, processor, note=str(states))
     error = task.error(states, reference)
     note = "" if math.isfinite(error) else "gave up on the way"
-    return Point(rtol, error, seconds, 1, note=note)
+    return Point(rtol, error, seconds, 1, processor, note=note)
 
 
 def _text(p: Point) -> str:
