@@ -84,7 +84,7 @@ def _run(task: problems.Task, options: Any, cap: float, rounds: int) -> dict[str
         # one that was stopped, or that never becomes so exact, counts as the cap
         ratios = {k: (cap if v is None else v) / mine if mine else None for k, v in times.items()}
         table[f"{error:.0e}"] = {
-            "gflow_s": mine, "best_peer": best, "best_peer_s": reached.get(best) if best else None,
+            "gflow_s": mine, "gflow_processor_s": ours.seconds_at(error, "processor_seconds"), "best_peer": best, "best_peer_s": reached.get(best) if best else None,
             "best_peer_over_gflow": None if mine is None else min(ratios.values(), default=None),
             "seconds": times, "over_gflow": ratios, "not_reached": [k for k, v in times.items() if v is None],
         }  # fmt: skip

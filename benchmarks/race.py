@@ -6,6 +6,7 @@ one disturbs another, and one that has not finished by its cap can be ended.
 
 from __future__ import annotations
 
+import importlib
 import math
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ import numpy as np
 _SAMPLE_SECONDS = 0.02
 _SETUP_SECONDS = 300.0
 #: Packages that compile in the first call of a contestant, and the seconds that it is allowed more for that.
-_COMPILE_SECONDS = {"gflow": 600.0, "numbalsoda": 30.0, "diffrax": 120.0}
+_COMPILE_SECONDS = {"gflow": 600.0, "numbalsoda": 120.0, "diffrax": 120.0}
 #: A peer's first call is at this tolerance: what has to be compiled is the same, and the run is short.
 _LOOSE = 1e-2
 #: The error that finalists are chosen by, and their number.
@@ -35,8 +36,8 @@ class TimeUp(Exception):
 class Worker:
     """The process of one package on one task."""
 
-    def __init__(self, group: str, task: str, processor_time: bool) -> None:
-        self.group, self.task, self.processor_time = group, task, processor_time
+    def __init__(self, group: str, task: str, processor_time: bool, module: str) -> None:
+        self.group, self.task, self.processor_time, self.module = group, task, processor_time, module
         self.names: list[str] = []
         self.warm: set[str] = set()
         self._start()
@@ -48,7 +49,9 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
         self.process = context.Process(
-            target=_serve, args=(other, self.group, self.task, self.processor_time), daemon=True
+            target=_serve,
+            args=(other, self.module, self.group, self.task, self.processor_time),
+            daemon=True,
         )
         self.process.start()
         other.close()
@@ -90,13 +93,11 @@ class Worker:
         self.pipe.close()
 
 
-def _serve(pipe: Connection, group: str, task_name: str, processor_time: bool) -> None:
-    import peers
-    import problems
-
-    package, make = peers.GROUPS[group]
+def _serve(pipe: Connection, module: str, group: str, task: str, processor_time: bool) -> None:
+    found = importlib.import_module(module)
+    package, make = found.GROUPS[group]
     try:
-        contestants = make(problems.TASKS[task_name]())
+        contestants = make(found.TASKS[task]())
     except ImportError:
         pipe.send(f"{package} is not installed")
         return
@@ -137,12 +138,14 @@ class Curve:
     first_call: float = math.nan
     points: list[Point] = field(default_factory=list)
 
-    def seconds_at(self, error: float) -> float | None:
+    def seconds_at(self, error: float, clock: str = "seconds") -> float | None:
         """Time to an error: log-log interpolation between neighbours that enclose it, or the cheapest point below.
 
         None if no point is as exact.
         """
-        good = sorted((p.error, p.seconds) for p in self.points if not p.capped and math.isfinite(p.error))
+        good = sorted(
+            (p.error, getattr(p, clock)) for p in self.points if not p.capped and math.isfinite(p.error)
+        )
         best = min((s for e, s in good if e <= error), default=None)
         if best is None:
             return None
@@ -169,13 +172,13 @@ class Curve:
 
 def race(
     task: Any, groups: Iterable[str], reference: np.ndarray, cap: float, rounds: int, say: Any = print,
-    only: str | None = None, processor_time: bool = False, heat: float | None = None,
+    only: str | None = None, processor_time: bool = False, heat: float | None = None, module: str = "peers",
 ) -> tuple[list[Curve], dict[str, str]]:  # fmt: skip
     """Curves of all contestants, and why packages are absent.
 
     First each contestant goes down the tolerances alone, until it takes longer than the cap; what remains are
     then timed in turn, A B C A B C, for ``rounds`` rounds (fewer where a call is long).  ``processor_time`` counts
-    that of a package's process, all threads; the cap stays the wall's.
+    that of a package's process, all threads; the cap stays the wall's.  ``module`` has the ``TASKS`` and the ``GROUPS``.
 
     With ``heat``, where few will reach ``TARGET``, a peer has that many seconds for all its tolerances; the
     ``FINALISTS`` whose points lead to it soonest are then given the cap, once, at the tolerance that should reach it.
@@ -183,7 +186,7 @@ def race(
     workers, absent, curves = {}, {}, []
     for group in groups:
         try:
-            workers[group] = Worker(group, task.name, processor_time)
+            workers[group] = Worker(group, task.name, processor_time, module)
         except ImportError as error:
             absent[group] = str(error)
         except TimeUp:

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from race import TARGET
+
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 _LARGEST_FIGURE = 200_000
@@ -48,6 +50,12 @@ def work_precision(results: dict[str, Any], folder: Path) -> list[str]:
             f"“cap”: not reached by the cap, counted as the cap.",
             "",
         ]
+        if found.get("heat_s"):
+            lines += [
+                f"Each peer first had {found['heat_s']:g} s for all its tolerances; then those whose points led to an error of "
+                f"{TARGET:.0e} soonest had the cap, at the tolerance that should reach it. Last column: a peer's most exact run.",
+                "",
+            ]
         errors = found["at_equal_error"]
         peers = sorted(
             {k for row in errors.values() for k in row["over_gflow"]},
@@ -58,7 +66,16 @@ def work_precision(results: dict[str, Any], folder: Path) -> list[str]:
         ]
         for peer in peers:
             rows.append([peer, *(_cell(row, peer) for row in errors.values())])
-        lines += table(["", *(f"error {e}" for e in errors)], rows)
+        head = ["", *(f"error {e}" for e in errors)]
+        if found.get("heat_s"):
+            head.append("most exact")
+            curves = {c["name"]: c["points"] for c in found["curves"]}
+            for row, name in zip(rows, ["gflow", *peers], strict=True):
+                row.append(_most_exact(curves[name]))
+        lines += table(head, rows)
+        spent = [row.get("gflow_processor_s") for row in errors.values()]
+        if any(spent):
+            lines += [f"gflow's processor time: {', '.join(map(seconds, spent))}.", ""]
         lost = [
             f"{peer} at {e} ({ratio:.2g})"
             for e, row in errors.items()
@@ -75,6 +92,16 @@ def work_precision(results: dict[str, Any], folder: Path) -> list[str]:
             lines += [f"Absent: {', '.join(found['absent'])}.", ""]
         lines += _figure(folder, found["figure"], found["title"])
     return lines
+
+
+def _most_exact(points: list[dict[str, Any]]) -> str:
+    done = [p for p in points if not p["capped"] and p["error"] < 1.0]
+    if done:
+        best = min(done, key=lambda p: p["error"])
+        return f"{best['error']:.0e} in {seconds(best['seconds'])}"
+    if any(p["capped"] for p in points):
+        return f"{points[-1]['note']} at rtol {points[-1]['rtol']:.0e}"
+    return "gave up"
 
 
 def _cell(row: dict[str, Any], peer: str) -> str:
@@ -109,13 +136,23 @@ def start_up(results: dict[str, Any], folder: Path) -> list[str]:
 
 
 def ensemble(results: dict[str, Any], folder: Path) -> list[str]:
-    at = results["seconds_at_error"]
-    names = {name for row in at.values() for name in row}
-    rows = [[name, *(seconds(row[name]) for row in at.values())] for name in sorted(names)]
+    wall, processor = results["at_error"]["seconds"], results["at_error"]["processor_seconds"]
+    ours = {e: row.get("gflow.ensemble, all cores") for e, row in wall.items()}
+
+    def cell(error: str, name: str) -> str:
+        taken = wall[error].get(name)
+        ratio = f" ({taken / ours[error]:.3g})" if taken and ours[error] else ""
+        return f"{seconds(taken)}{ratio}, {seconds(processor[error].get(name))}"
+
+    names = list(next(iter(wall.values())))
     lines = [
         f"## 03 Ensemble: {results['runs']} scalar networks",
         "",
-        *table(["", *(f"error {e}" for e in at)], rows),
+        f"Wall time, in brackets as a multiple of that of gflow on all cores, and processor time; {results['rounds']} rounds.",
+        "",
+        *table(
+            ["", *(f"error {e}" for e in wall)], [[name, *(cell(e, name) for e in wall)] for name in names]
+        ),
     ]
     if results["absent"]:
         lines += [f"Absent: {', '.join(results['absent'])}.", ""]
