@@ -246,6 +246,10 @@ def nivp_(task: Task) -> dict[str, Run]:
             if self.speeds[0] is not prev_state:
                 _, a, _, _, dl = pushes(prev_state)
                 self.speeds = prev_state, 0.25 * np.abs(np.outer(a, dl * squares)).ravel() + 1e-12
+            if not np.all(np.isfinite(candidate)):
+                raise RuntimeError(
+                    "overflow"
+                )  # which the package answers by a shorter step, where it may choose it
             z = (candidate[:split].reshape(m, d) @ x.T).ravel()
             new = candidate.copy()
             new[size:] = np.clip(candidate[size:] + z / (step_size * self.speeds[1]), -1.0, 1.0)

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -155,19 +155,24 @@ class Curve:
                 best = min(best, math.exp((1 - share) * math.log(s0) + share * math.log(s1)))
         return best
 
-    def promise(self, rtols: Iterable[float]) -> tuple[float, float]:
+    def promise(self, rtols: Sequence[float]) -> tuple[float, float]:
         """Where its last two points lead: seconds to ``TARGET``, and the loosest untried tolerance that should reach it.
 
-        Infinite seconds if these points do not fall.
+        A single point, or two that do not fall, are followed as if the error went with the tolerance, and the
+        seconds with its inverse; of a contestant without any, nothing is expected.
         """
         good = [p for p in self.points if not p.capped and 0 < p.error < math.inf]
-        if len(good) < 2 or good[-1].error >= good[-2].error:
-            return math.inf, math.nan
-        (a, b), untried = good[-2:], [r for r in rtols if r < good[-1].rtol]
-        decades = math.log(TARGET / b.error) / math.log(b.error / a.error)  # in units of the last stretch
-        wanted = b.rtol * (b.rtol / a.rtol) ** decades
-        rtol = max((r for r in untried if r <= 1.01 * wanted), default=min(untried, default=math.nan))
-        return b.seconds * (b.seconds / a.seconds) ** decades, rtol
+        if not good:
+            return math.inf, rtols[0]
+        last, order, cost = good[-1], 1.0, -1.0
+        if len(good) > 1 and last.error < good[-2].error:
+            stretch = math.log(last.rtol / good[-2].rtol)
+            order = math.log(last.error / good[-2].error) / stretch
+            cost = math.log(last.seconds / good[-2].seconds) / stretch
+        share = (TARGET / last.error) ** (1.0 / order)
+        untried = [r for r in rtols if r < last.rtol] or [last.rtol]
+        rtol = next((r for r in untried if r <= 1.01 * share * last.rtol), untried[-1])
+        return last.seconds * share**cost, rtol
 
 
 def race(
@@ -238,8 +243,6 @@ def _final(
     peers = [c for c in curves if c.group != "gflow" and c.seconds_at(TARGET) is None]
     for curve in sorted(peers, key=lambda c: c.promise(task.rtols)[0])[:FINALISTS]:
         expected, rtol = curve.promise(task.rtols)
-        if math.isnan(rtol):
-            break
         curve.points = [p for p in curve.points if not p.capped]
         curve.points.append(_pilot(workers[curve.group], curve, task, rtol, reference, cap))
         say(f"  final, {curve.name} at rtol {rtol:g}, expected {expected:.2g} s: {_text(curve.points[-1])}")
