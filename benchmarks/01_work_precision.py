@@ -83,8 +83,11 @@ def _run(task: problems.Task, options: Any, cap: float, rounds: int) -> dict[str
         best = min(reached, key=reached.__getitem__, default=None)
         # one that was stopped, or that never becomes so exact, counts as the cap
         ratios = {k: (cap if v is None else v) / mine if mine else None for k, v in times.items()}
+        given = [c.seconds_at(error) or max(p.seconds for p in c.points) for c in theirs]
         table[f"{error:.0e}"] = {
             "gflow_s": mine, "gflow_processor_s": ours.seconds_at(error, "processor_seconds"), "best_peer": best, "best_peer_s": reached.get(best) if best else None,
+            # where a peer that never becomes so exact counts only the seconds of its longest run
+            "given_over_gflow": min(given) / mine if mine and given else None,
             "best_peer_over_gflow": None if mine is None else min(ratios.values(), default=None),
             "seconds": times, "over_gflow": ratios, "not_reached": [k for k, v in times.items() if v is None],
         }  # fmt: skip
