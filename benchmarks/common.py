@@ -130,7 +130,7 @@ def work_precision(path: Path, title: str, curves: list[Any], uncertainty: float
             [p.error for p in kept], [p.seconds for p in kept], label=c.name,
             marker="o" if ours else ".x+"[nth // len(styles) % 3],
             color="black" if ours else f"C{groups.index(c.group) - 1}", linestyle=styles[nth % len(styles)],
-            linewidth=2.0 if c.name == "gflow" else 0.9, markersize=4, alpha=1.0 if ours else 0.8,
+            linewidth=2.0 if ours and nth == 0 else 0.9, markersize=4, alpha=1.0 if ours else 0.8,
         )  # fmt: skip
     ax.axvspan(uncertainty / 10, uncertainty, color="0.9", label="the reference's own error")
     if any(p.capped for c in curves for p in c.points):
