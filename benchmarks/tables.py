@@ -165,7 +165,7 @@ def ensemble(results: dict[str, Any], folder: Path) -> list[str]:
     lines = [
         f"## 03 Ensemble: {results['runs']} scalar networks",
         "",
-        f"Wall time, in brackets as a multiple of that of gflow on all cores, and processor time; {results['rounds']} rounds.",
+        f"Wall time, in brackets as a multiple of that of gflow on all cores, and processor time; medians over rounds: {results['rounds']}.",
         "",
         *table(
             ["", *(f"error {e}" for e in wall)], [[name, *(cell(e, name) for e in wall)] for name in names]
