@@ -127,15 +127,14 @@ def work_precision(path: Path, title: str, curves: list[Any], uncertainty: float
         nth = [other.name for other in curves if other.group == c.group].index(c.name)
         ours = c.group == "gflow"
         ax.plot(
-            [p.error for p in kept], [p.seconds for p in kept], label=c.name, marker="o" if ours else ".",
+            [p.error for p in kept], [p.seconds for p in kept], label=c.name,
+            marker="o" if ours else ".x+"[nth // len(styles) % 3],
             color="black" if ours else f"C{groups.index(c.group) - 1}", linestyle=styles[nth % len(styles)],
-            linewidth=2.0 if c.name == "gflow" else 0.9, markersize=4, alpha=1.0 if ours else 0.8,
+            linewidth=2.0 if ours and nth == 0 else 0.9, markersize=4, alpha=1.0 if ours else 0.8,
         )  # fmt: skip
-    ax.axvspan(
-        ax.get_xlim()[0] if uncertainty <= 0 else uncertainty / 10, max(uncertainty, 1e-16), color="0.9"
-    )
+    ax.axvspan(uncertainty / 10, uncertainty, color="0.9", label="the reference's own error")
     if any(p.capped for c in curves for p in c.points):
-        ax.axhline(cap, color="0.6", linewidth=0.8)
+        ax.axhline(cap, color="0.6", linewidth=0.8, label="cap")
     ax.set(xscale="log", yscale="log", xlabel="largest relative error at the saved times", ylabel="seconds")
     ax.set_title(title, fontsize=10)
     ax.invert_xaxis()

@@ -237,7 +237,7 @@ def _relu_task(name: str, title: str, x: Array, y: Array, theta0: Array, t: Arra
     d, m = x.shape[1], theta0.size // (x.shape[1] + 1)
     return Task(
         name, title, gflow.TwoLayerReLU(d, m), gflow.Problem(x, y), theta0, t, {"x": x, "y": y},
-        _relu(m, d), _by_referee, (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11), (1e-4, 1e-6, 1e-8), kinks=True,
+        _relu(m, d), _by_referee, (1e-3, *_FINE[:8]), (1e-4, 1e-6, 1e-8), kinks=True,
     )  # fmt: skip
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from race import TARGET
+
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 _LARGEST_FIGURE = 200_000
@@ -48,17 +50,46 @@ def work_precision(results: dict[str, Any], folder: Path) -> list[str]:
             f"“cap”: not reached by the cap, counted as the cap.",
             "",
         ]
+        if found.get("heat_s"):
+            lines += [
+                f"Each peer first had {found['heat_s']:g} s for all its tolerances; then those whose points led to an error of "
+                f"{TARGET:.0e} soonest had the cap, at the tolerance that should reach it; “out”: not among these, counted as the cap. "
+                "Last column: the most exact run.",
+                "",
+            ]
         errors = found["at_equal_error"]
+        curves = {c["name"]: c["points"] for c in found["curves"]}
         peers = sorted(
-            {k for row in errors.values() for k in row["over_gflow"]},
-            key=lambda k: [row["over_gflow"][k] or 0.0 for row in errors.values()],
+            next(iter(errors.values()))["over_gflow"] if errors else [],
+            key=lambda k: (
+                [row["over_gflow"][k] or 0.0 for row in errors.values()],
+                _best_error(curves[k]),
+                k,
+            ),
         )
         rows: list[list[str]] = [
             ["**gflow**", *(f"**{seconds(row['gflow_s'])}**" for row in errors.values())]
         ]
         for peer in peers:
-            rows.append([peer, *(_cell(row, peer) for row in errors.values())])
-        lines += table(["", *(f"error {e}" for e in errors)], rows)
+            had_cap = not found.get("heat_s") or any(p["seconds"] >= found["cap_s"] for p in curves[peer])
+            cells = (_cell(row, peer, "cap" if had_cap else "out") for row in errors.values())
+            rows.append([peer, *cells])
+        head = ["", *(f"error {e}" for e in errors)]
+        if found.get("heat_s"):
+            head.append("most exact")
+            for row, name in zip(rows, ["gflow", *peers], strict=True):
+                row.append(_most_exact(curves[name]))
+        lines += table(head, rows)
+        given = [row.get("given_over_gflow") for row in errors.values()]
+        if found.get("heat_s") and all(given):
+            lines += [
+                "If those who did not reach an error count only the seconds of their longest run, the best is "
+                f"{', '.join(f'{g:.3g}' for g in given)} times as long as gflow.",
+                "",
+            ]
+        spent = [row.get("gflow_processor_s") for row in errors.values()]
+        if any(spent):
+            lines += [f"gflow's processor time: {', '.join(map(seconds, spent))}.", ""]
         lost = [
             f"{peer} at {e} ({ratio:.2g})"
             for e, row in errors.items()
@@ -77,10 +108,23 @@ def work_precision(results: dict[str, Any], folder: Path) -> list[str]:
     return lines
 
 
-def _cell(row: dict[str, Any], peer: str) -> str:
+def _best_error(points: list[dict[str, Any]]) -> float:
+    return min((p["error"] for p in points if not p["capped"]), default=float("inf"))
+
+
+def _most_exact(points: list[dict[str, Any]]) -> str:
+    if _best_error(points) < 1.0:
+        best = min((p for p in points if not p["capped"]), key=lambda p: p["error"])
+        return f"{best['error']:.0e} in {seconds(best['seconds'])}"
+    if any(p["capped"] for p in points):
+        return f"{points[-1]['note']} at rtol {points[-1]['rtol']:.0e}"
+    return "gave up"
+
+
+def _cell(row: dict[str, Any], peer: str, lost: str) -> str:
     ratio = row["over_gflow"][peer]
     if peer in row["not_reached"]:
-        return "cap" if ratio is None else f"cap ({ratio:.3g})"
+        return lost if ratio is None else f"{lost} ({ratio:.3g})"
     return seconds(row["seconds"][peer]) + ("" if ratio is None else f" ({ratio:.3g})")
 
 
@@ -109,13 +153,23 @@ def start_up(results: dict[str, Any], folder: Path) -> list[str]:
 
 
 def ensemble(results: dict[str, Any], folder: Path) -> list[str]:
-    at = results["seconds_at_error"]
-    names = {name for row in at.values() for name in row}
-    rows = [[name, *(seconds(row[name]) for row in at.values())] for name in sorted(names)]
+    wall, processor = results["at_error"]["seconds"], results["at_error"]["processor_seconds"]
+    ours = {e: row.get("gflow.ensemble, all cores") for e, row in wall.items()}
+
+    def cell(error: str, name: str) -> str:
+        taken = wall[error].get(name)
+        ratio = f" ({taken / ours[error]:.3g})" if taken and ours[error] else ""
+        return f"{seconds(taken)}{ratio}, {seconds(processor[error].get(name))}"
+
+    names = list(next(iter(wall.values())))
     lines = [
         f"## 03 Ensemble: {results['runs']} scalar networks",
         "",
-        *table(["", *(f"error {e}" for e in at)], rows),
+        f"Wall time, in brackets as a multiple of that of gflow on all cores, and processor time; medians over rounds: {results['rounds']}.",
+        "",
+        *table(
+            ["", *(f"error {e}" for e in wall)], [[name, *(cell(e, name) for e in wall)] for name in names]
+        ),
     ]
     if results["absent"]:
         lines += [f"Absent: {', '.join(results['absent'])}.", ""]
