@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from gflow._check import finite_array, generator, one_of, positive, positive_int
 from gflow.kernels import diagonal as kernels
 from gflow.models.base import Array, BatchArguments, Layered, loss_code
+from gflow.models.logarithms import Dual, Logarithms
 from gflow.problem import Problem
 
 FORMS = {"difference": kernels.DIFFERENCE, "product": kernels.PRODUCT, "power": kernels.POWER}
@@ -94,6 +95,25 @@ class Diagonal(Layered):
         samples, dims, _ = self._kernel_arguments(problem, compress=False)
         table, data, dims = kernels.batch_layout(samples, dims, size)
         return BatchArguments(len(problem.X), samples, table, data, dims, kernels.work_size(dims))
+
+    def log_coordinates(self, problem: Problem, theta0: ArrayLike) -> Dual | Logarithms:
+        """The coordinates of the flow from ``theta0`` for ``coords="log"``.
+
+        Raises
+        ------
+        ValueError
+            If the problem has weight decay, log L in the place of L, or does not fit.
+        """
+        self._check(problem)
+        if problem.weight_decay or problem.logarithm:
+            what = (
+                "log L in the place of L" if problem.logarithm else f"weight_decay = {problem.weight_decay:g}"
+            )
+            raise ValueError(f"coords must be 'plain' for a problem with {what}; got 'log'")
+        parts = [np.array(part) for part in self.unpack(theta0)]
+        if self.depth == 2:
+            return Dual.of(self.form, problem, parts)
+        return Logarithms.of(self.depth, self.kernel_arguments(problem), parts)
 
     def _check(self, problem: Problem) -> None:
         self.check_problem(problem, self.inputs, 1)
