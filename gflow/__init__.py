@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gflow.models.linear import DeepLinear, Symmetric
     from gflow.models.relu import TwoLayerReLU
     from gflow.problem import Problem
+    from gflow.stochastic import stochastic_flow
     from gflow.trajectory import Status, Trajectory
 
 _HOME = {
@@ -29,6 +30,7 @@ _HOME = {
     "TwoLayerReLU": "gflow.models.relu",
     "flow": "gflow.integrate",
     "descend": "gflow.iterate",
+    "stochastic_flow": "gflow.stochastic",
     "ensemble": "gflow.ensembles",
     "Ensemble": "gflow.ensembles",
     "load": "gflow.integrate",

@@ -172,7 +172,7 @@ class Trajectory:
     s : array (T,) or None
         With ``clock="loss"``: the time of the flow dθ/ds = −∇log L, ds = L dt.
     coordinates : array (T, M) or None
-        With ``coords="log"``: the states in the coordinates of the integration.
+        With ``coords="log"`` and of a stochastic flow: the states in the coordinates of the integration.
     versions : dict
         Versions of gflow, numpy, scipy, numba and Python that made it.
 
@@ -239,8 +239,11 @@ class Trajectory:
 
     @cached_property
     def _chart(self) -> Any:
-        """The coordinates of ``coords="log"``."""
-        return self.spec["model"].log_coordinates(self.spec["problem"], self.spec["theta0"])
+        """The coordinates of ``coords="log"`` or of a stochastic flow."""
+        model, spec = self.spec["model"], self.spec
+        if "scheme" in spec:
+            return model.noisy_coordinates(spec["problem"], spec["theta0"], spec["step_size"])
+        return model.log_coordinates(spec["problem"], spec["theta0"])
 
     @cached_property
     def log_theta(self) -> Array:
@@ -360,7 +363,7 @@ class Trajectory:
         if self.checkpoints is None:
             kind = "of a run of an ensemble: gflow.flow(**trajectory.spec) repeats it"
             if self.steps is None:
-                kind = "of gradient descent"
+                kind = "of gradient descent or of a stochastic flow"
             elif self.events is not None:
                 kind = "of a flow with events at kinks"
             if self.log_time is not None:
@@ -422,6 +425,10 @@ class Trajectory:
         ValueError
             For gradient descent, which has no discretisation error of its own.
         """
+        if "scheme" in self.spec:
+            raise ValueError(
+                "error_estimate measures a flow; of a stochastic one compare the statistics with those of a smaller dt"
+            )
         if self.steps is None or self.solve is None:
             raise ValueError("error_estimate measures a flow; gradient descent is exact but for rounding")
         rtol, method = max(self.spec["rtol"] / 100, 1e-13), self.spec["method"]

@@ -41,13 +41,20 @@ def _pairs(state, data, dims, work):
 
 
 @kernel
-def gradient(t, theta, data, dims, work, out):
-    """Minus the rate of unit * nu."""
+def outputs(state, data, dims, work):
+    """Write X beta to ``work`` at 3 d."""
     d, m = dims[1], dims[2]
-    _pairs(theta, data, dims, work)
+    _pairs(state, data, dims, work)
     for i in range(d):
         work[i] = data[3] * (work[d + i] - work[2 * d + i])
     times(data, _HEADER, work, 0, work, 3 * d, m, d)
+
+
+@kernel
+def gradient(t, theta, data, dims, work, out):
+    """Minus the rate of unit * nu."""
+    d, m = dims[1], dims[2]
+    outputs(theta, data, dims, work)
     losses.derivative(dims[0], data[0], 1, m, data, _HEADER + m * d, work, 3 * d, 3 * d + m)
     for i in range(m):
         out[i] = -data[1] * work[3 * d + m + i]

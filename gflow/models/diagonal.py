@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from gflow._check import finite_array, generator, one_of, positive, positive_int
 from gflow.kernels import diagonal as kernels
 from gflow.models.base import Array, BatchArguments, Layered, loss_code
-from gflow.models.logarithms import Dual, Logarithms
+from gflow.models.logarithms import Dual, Logarithms, Noisy
 from gflow.problem import Problem
 
 FORMS = {"difference": kernels.DIFFERENCE, "product": kernels.PRODUCT, "power": kernels.POWER}
@@ -110,10 +110,29 @@ class Diagonal(Layered):
                 "log L in the place of L" if problem.logarithm else f"weight_decay = {problem.weight_decay:g}"
             )
             raise ValueError(f"coords must be 'plain' for a problem with {what}; got 'log'")
-        parts = [np.array(part) for part in self.unpack(theta0)]
         if self.depth == 2:
-            return Dual.of(self.form, problem, parts)
-        return Logarithms.of(self.depth, self.kernel_arguments(problem), parts)
+            return Dual.of(self.form, problem, self.unpack(theta0))
+        return Logarithms.of(self.depth, self.kernel_arguments(problem), self.unpack(theta0))
+
+    def noisy_coordinates(self, problem: Problem, theta0: ArrayLike, step_size: float) -> Noisy:
+        """The coordinates of the stochastic flow from ``theta0``, see :func:`gflow.stochastic_flow`.
+
+        Raises
+        ------
+        ValueError
+            If the depth is not 2, the loss not the square loss, there is weight decay, or the problem does not fit.
+        """
+        self._check(problem)
+        if self.depth != 2:
+            raise ValueError(
+                f"model must have depth 2 for the stochastic flow, whose noise is then multiplicative; got {self}"
+            )
+        if problem.loss != "square" or problem.weight_decay:
+            raise ValueError(
+                "problem must have the square loss and no weight decay for the stochastic flow; it has the "
+                f"{problem.loss} loss and weight_decay = {problem.weight_decay:g}"
+            )
+        return Noisy.under(step_size, Dual.of(self.form, problem, self.unpack(theta0), compress=False))
 
     def _check(self, problem: Problem) -> None:
         self.check_problem(problem, self.inputs, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -36,15 +36,11 @@ class Dual:
     rows: Array
     labels: Array
     factor: float
-    unit: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        longest = float(np.sqrt(np.max(np.sum(self.rows**2, axis=0))))
-        object.__setattr__(self, "unit", self.rate * longest or 1.0)
+    unit: float
 
     @classmethod
-    def of(cls, form: str, problem: Problem, parts: list[Array]) -> Dual:
-        """Of the weights at the start."""
+    def of(cls, form: str, problem: Problem, parts: list[Array], compress: bool = True) -> Dual:
+        """Of the weights at the start; ``compress`` chooses the coordinates, else they are nu of the samples."""
         u = parts[0]
         pair = np.array([u, np.zeros_like(u) if form == "power" else parts[1]])
         if form == "product":
@@ -52,13 +48,16 @@ class Dual:
         with np.errstate(divide="ignore"):
             logs = np.log(np.abs(pair))
         rows, labels = problem.X, problem.Y[:, 0]
-        if problem.loss == "square":
+        if compress and problem.loss == "square":
             left, sizes, right = np.linalg.svd(rows, full_matrices=False)
             rank = int(np.sum(sizes > sizes[0] * max(rows.shape) * np.finfo(float).eps))
             rows, labels = sizes[:rank, None] * right[:rank], left[:, :rank].T @ labels
-        factor = float(problem.factor or 0.0)
-        code = loss_code(problem)
-        return cls(form == "product", form == "power", code, np.sign(pair), logs, rows, labels, factor)
+        rate = 1.0 if form == "product" else 2.0
+        unit = (rate * float(np.sqrt(np.max(np.sum(rows**2, axis=0)))) or 1.0) if compress else 1.0
+        return cls(
+            form == "product", form == "power", loss_code(problem), np.sign(pair), logs, rows, labels,
+            float(problem.factor or 0.0), unit,
+        )  # fmt: skip
 
     @property
     def rate(self) -> float:
@@ -95,6 +94,7 @@ class Dual:
         return data, dims, kernels.work_size(dims)
 
     def _logs(self, state: Array) -> tuple[Array, Array]:
+        """Logarithms (..., d) of the sizes of the pair."""
         moved = (self.rate / self.unit) * (state @ self.rows)
         return self.logs[0] - moved, self.logs[1] + moved
 
@@ -119,6 +119,30 @@ class Dual:
             with np.errstate(divide="ignore"):
                 a, b = (top + np.log1p(sign * ratio) - np.log(2.0) for sign in (1.0, -1.0))
         return np.concatenate([a, b], axis=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Noisy(Dual):
+    """Depth 2 under multiplicative noise: one coordinate more, the integral of the loss, by which the pair shrinks.
+
+    Attributes
+    ----------
+    shrink : array (d,)
+        By how much the logarithms fall for each unit of that integral.
+    """
+
+    shrink: Array
+
+    @classmethod
+    def under(cls, step_size: float, dual: Dual) -> Noisy:
+        """With the noise of stochastic gradient descent of a step size."""
+        shrink = 2.0 * dual.rate**2 * step_size * dual.factor * np.sum(dual.rows**2, axis=0)
+        return cls(**{f.name: getattr(dual, f.name) for f in fields(dual)}, shrink=shrink)
+
+    def _logs(self, state: Array) -> tuple[Array, Array]:
+        fallen = state[..., -1:] * self.shrink
+        a, b = super()._logs(state[..., :-1])
+        return a - fallen, b - fallen
 
 
 @dataclass(frozen=True, eq=False)
