@@ -117,7 +117,7 @@ def stochastic_flow(
     chart = coordinates(objective, theta, step_size)
     times = check_times(t, 0.0 if start is None else float(start.t[-1]), start, "time")
     at = whole_steps(times, dt)
-    run = _Path(objective, chart, at, step_size, dt, seed, start)
+    run = StochasticPath(objective, chart, at, step_size, dt, seed, start)
     watch = Watch(objective, observers, stop, run.now, chart)
     spec = {
         "model": model, "problem": problem, "theta0": theta, "t": times, "step_size": step_size, "rng": seed,
@@ -191,7 +191,7 @@ def stopped_at(steps: int, total: int, why: str) -> str:
     return f"Stopped at step {steps} of {total}: {why}."
 
 
-class _Path:
+class StochasticPath:
     """One path: where it stands, and how it goes on."""
 
     verb = "stochastic flow"
