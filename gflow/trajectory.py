@@ -100,7 +100,7 @@ class Limit(NamedTuple):
     ``exponent``: q where what is left falls like t^(−q), else NaN.  ``stiff``: number of stiff directions;
     ``slowest``: the smallest eigenvalue among them, the rate of the approach; ``lowest``: the lowest eigenvalue of
     the Hessian.  ``reached``: the time to which the flow was integrated.  With ``coords="log"`` all of that is of
-    the coordinates, a unit of whose length moves no log\\|θ_i\\| by more than one.
+    the coordinates, a unit of whose length moves no log\\|w±\\| or log\\|u ± v\\| by more than one.
     """
 
     kind: str
