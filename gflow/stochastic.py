@@ -29,6 +29,8 @@ from gflow.objective import Objective
 from gflow.trajectory import Status, Trajectory
 
 SCHEMES = ("log-euler",)
+# Bound on what one step may do to a logarithm, above which the scheme is too coarse to be trusted.
+_COARSE = 3.0
 
 
 def stochastic_flow(
@@ -174,16 +176,20 @@ def arguments(chart: Noisy, step_size: float, dt: float, seed: int) -> tuple[Any
     return data, dims, np.zeros(work_size), noise
 
 
-def outcome_of(code: int, steps: int, total: int, dt: float) -> Status | None:
+def outcome_of(code: int, steps: int, total: int, dt: float, longest: float) -> Status | None:
     """What the compiled loop came back for; None if there is more to do."""
     if code == kernels.PAUSED:
         return None
     if code == kernels.FINISHED:
-        return Status("finished", f"Made {steps} steps of {dt:g}.")
+        note = (
+            f"coarse: one step changed parameters by a factor of up to e^{longest:.2g}, and the scheme holds "
+            f"the outputs fixed meanwhile; take a dt below {dt:g}, or a smaller step_size."
+        )
+        return Status("finished", f"Made {steps} steps of {dt:g}.", (note,) if longest > _COARSE else ())
     why = stopped_at(steps, total, "the outputs are not finite")
     return Status(
         "non_finite",
-        f"{why} dt = {dt:g} is probably above the stability limit 2 / sharpness, or step_size is too large.",
+        f"{why} dt = {dt:g} is probably above the stability limit 2 / sharpness, or step_size is too large; the last finite state is kept.",
     )
 
 
@@ -206,10 +212,11 @@ class StochasticPath:
         refuse_if_too_large("t", "states to be saved", 8 * len(at) * (size + objective.size))
         self.theta = np.empty((len(at), size))  # states in the coordinates of the chart
         self.arguments = arguments(chart, step_size, dt, seed)
-        now, step = np.zeros(size), 0
+        now, step, longest = np.zeros(size), 0, 0.0
         if start is not None:
             now, step = start.state["now"], int(start.state["step"][0])
-        self.state = kernels.new_state(now, step)
+            longest = float(start.state["longest"][0])
+        self.state = kernels.new_state(now, step, longest)
         self.total = float(at[-1])
         cost = 2 * chart.rows.size + 40 * objective.size + 40 * chart.size + 100
         self.first_budget = int(min(max(2e7 / cost, 1), 100_000))
@@ -245,7 +252,13 @@ class StochasticPath:
     def advance(self, budget: int, max_steps: int) -> Status | None:
         data, dims, work, noise = self.arguments
         code = kernels.advance(data, dims, work, self.state, noise, self.at, self.theta, budget)
-        return outcome_of(code, self.steps, int(self.total), self.dt)
+        return outcome_of(code, self.steps, int(self.total), self.dt, self.longest)
+
+    @property
+    def longest(self) -> float:
+        """Bound on the change of a logarithm in the steps so far, but for Itô's correction."""
+        columns = float(np.sqrt(np.max(np.sum(self.chart.rows**2, axis=0))))
+        return float(self.state.longest[0]) * self.chart.rate * columns
 
     def stopped_at(self, why: str) -> str:
         return stopped_at(self.steps, int(self.total), why)
@@ -265,6 +278,6 @@ class StochasticPath:
             t=t, theta=self.chart.theta(states), coordinates=states, outcome=outcome,
             observed={**watch.arrays(len(t)), "loss_integral": states[:, -1].copy()},
             counts={"steps": self.steps, "gradients": self.steps},
-            state={"now": self.now, "step": np.array([self.steps])},
+            state={"now": self.now, "step": np.array([self.steps]), "longest": self.state.longest},
             versions=versions(), recorded_spec=spec,
         )  # fmt: skip

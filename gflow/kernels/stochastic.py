@@ -36,6 +36,8 @@ class State(NamedTuple):
 
     cursor: Ints
     now: Floats  # (n + 1,): nu and A
+    before: Floats  # (n + 1,): the same a step ago
+    longest: Floats  # (1,): the longest step of nu so far
     normals: Floats  # (n + 1,) scratch
 
 
@@ -49,9 +51,9 @@ class Noise(NamedTuple):
     shrink: Floats  # (d,)
 
 
-def new_state(now: Floats, step: int) -> State:
+def new_state(now: Floats, step: int, longest: float) -> State:
     """The state in which a run starts."""
-    return State(np.array([step, 0]), now.copy(), np.empty(now.size))
+    return State(np.array([step, 0]), now.copy(), now.copy(), np.array([longest]), np.empty(now.size))
 
 
 @kernel
@@ -68,7 +70,10 @@ def _draw(seed, step, n, out):
 
 @kernel
 def advance(data, dims, work, state, noise, at, saved, budget):
-    """Go on until all steps in ``at`` are saved; comes back after ``budget`` steps, or where X beta is not finite."""
+    """Go on until all steps in ``at`` are saved; comes back after ``budget`` steps.
+
+    Or where X beta is not finite: the state is then that of the step before.
+    """
     cursor, now, normals = state.cursor, state.now, state.normals
     d, n, factor, dt = dims[1], dims[2], data[0], noise.dt
     labels, outputs = 4 + n * d, 3 * d
@@ -94,11 +99,20 @@ def advance(data, dims, work, state, noise, at, saved, budget):
             loss += work[outputs + i] * work[outputs + i]
         loss *= factor
         if not np.isfinite(loss):
+            cursor[STEP] = max(step - 1, 0)
+            for i in range(n + 1):
+                now[i] = state.before[i]
             return NON_FINITE
         _draw(noise.seed[0], step, n, normals)
         size = 2.0 * np.sqrt(noise.step_size * factor * loss * dt)
+        square = 0.0
         for i in range(n):
-            now[i] += 2.0 * factor * dt * work[outputs + i] - size * normals[i]
+            moved = 2.0 * factor * dt * work[outputs + i] - size * normals[i]
+            state.before[i] = now[i]
+            now[i] += moved
+            square += moved * moved
+        state.before[n] = now[n]
         now[n] += dt * loss
+        state.longest[0] = max(state.longest[0], np.sqrt(square))
         cursor[STEP] += 1
         budget -= 1

@@ -94,8 +94,11 @@ class Dual:
         return data, dims, kernels.work_size(dims)
 
     def _logs(self, state: Array) -> tuple[Array, Array]:
-        """Logarithms (..., d) of the sizes of the pair."""
-        moved = (self.rate / self.unit) * (state @ self.rows)
+        """Logarithms (..., d) of the sizes of the pair, of each state alike whatever stands beside it."""
+        moved = np.empty((*state.shape[:-1], self.rows.shape[1]))
+        for at in np.ndindex(state.shape[:-1]):
+            np.dot(state[at], self.rows, out=moved[at])
+        moved *= self.rate / self.unit
         return self.logs[0] - moved, self.logs[1] + moved
 
     def theta(self, state: Array) -> Array:
