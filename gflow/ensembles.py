@@ -364,7 +364,9 @@ def ensemble(
             "t must be given for flows, step_size and n_steps for descents, t and step_size for paths"
         )
     if t is not None and n_steps is not None:
-        raise ValueError("n_steps must be left out where t is given; it belongs to descents")
+        raise ValueError(
+            "n_steps must be left out for flows, where t is given; with step_size it belongs to descents"
+        )
     own = _PATHS_ONLY if t is not None and step_size is not None else _DESCENT_ONLY
     for name in options:
         if step_size is not None and name not in own:

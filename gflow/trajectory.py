@@ -120,7 +120,7 @@ class Gauges(NamedTuple):
     ``dissipation_defect`` (T,): \\|L(0) − L(t) − ∫‖∇L‖²dt\\| relative to L(0); None without a loss or
     for gradient descent.  With ``clock="loss"``: \\|log(L(0)/L) − ∫‖∇log L‖²ds\\| relative to
     max(1, log(L(0)/L)).  With ``coords="log"``: of the function that the coordinates descend, relative to its
-    largest fall; None where they descend none.
+    value at the start or its fall since, whichever is larger; None where they descend none.
     """
 
     invariant_drift: Array | None
@@ -302,9 +302,9 @@ class Trajectory:
             drift = _invariant_drift(self.objective, start, self.t, self.theta)
         defect = None
         if self.dissipation is not None and self.coordinates is not None:
-            fall = self._potential.loss(self._chart.start) - self._potential.losses(self.coordinates)
-            largest = float(np.max(np.abs(fall)))
-            defect = np.abs(fall - self.dissipation) / (largest or 1.0)
+            first = self._potential.loss(self._chart.start)
+            fall = first - self._potential.losses(self.coordinates)
+            defect = np.abs(fall - self.dissipation) / np.maximum(np.abs(fall), abs(first) or 1.0)
         elif self.dissipation is not None and self.objective.has("loss"):
             first = self._potential.loss(self.spec["theta0"])
             if self.log_time is None:
