@@ -52,6 +52,9 @@ class Model(Protocol):
         Where ``data`` holds the slope that :func:`gflow.descend` takes at a kink; a model without kinks has none.
     ``logarithms``
         True if the kernels heed ``problem.logarithm``, as ``clock="loss"`` asks.
+    ``log_coordinates(problem, theta0)``
+        A model of other coordinates of the flow, for ``coords="log"``, with ``start`` and the ways back
+        ``theta(state)`` and ``log_theta(state)``.
     """
 
     @property
