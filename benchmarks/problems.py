@@ -206,6 +206,30 @@ def scalar() -> Task:
     return _linear("a", title, (1, 1, 1), problem, start, t, exact, (1e-4, 1e-6, 1e-8, 1e-10, 1e-12))
 
 
+def _diagonal(xp: Any, c: dict[str, Any]) -> Callable[[Any], Any]:
+    def right(y: Any) -> Any:
+        d = c["x"].shape[1]
+        plus, minus = y[:d], y[d:]
+        g = c["scale"] * ((c["x"] @ (plus * plus - minus * minus) - c["y"]) @ c["x"])
+        return xp.concatenate([-2.0 * plus * g, 2.0 * minus * g])
+
+    return right
+
+
+def sparse() -> Task:
+    """Noiseless regression on 40 Gaussian samples in 100 dimensions, five coordinates of ±1."""
+    rng = np.random.default_rng(0)
+    x, beta = rng.standard_normal((40, 100)), np.zeros(100)
+    beta[:5] = rng.choice([-1.0, 1.0], 5)
+    model, problem = gflow.Diagonal(100), gflow.Problem(x, x @ beta, factor=1 / 160)
+    constants = {"x": x, "y": x @ beta, "scale": np.array(2.0 / 160)}
+    return Task(
+        "b", "(b) diagonal network w₊² − w₋², 5 of 100 coordinates, 40 samples, from 1e-3 to t = 300", model,
+        problem, model.init(scale=1e-3), np.linspace(0.0, 300.0, 11), constants, _diagonal, _by_gflow,
+        _FINE[:8], (1e-4, 1e-6, 1e-8), stiff=True,
+    )  # fmt: skip
+
+
 def digits() -> Task:
     problem = gflow.Problem(*gflow.datasets.digits())
     widths = (64, 32, 32, 10)
@@ -315,6 +339,7 @@ def _crossing(level: Callable[[Array], float], value: float) -> Callable[[float,
 
 TASKS: dict[str, Callable[[], Task]] = {
     "a": scalar,
+    "b": sparse,
     "c": digits,
     "d16": lambda: ill_conditioned(16),
     "d50": lambda: ill_conditioned(50),

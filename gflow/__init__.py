@@ -1,4 +1,4 @@
-"""gflow: the exact gradient flow of linear and two-layer ReLU networks, held against theory.
+"""gflow: the exact gradient flow of linear, diagonal and two-layer ReLU networks, held against theory.
 
 The public names load on first use: importing gflow compiles nothing and draws nothing.
 """
@@ -15,18 +15,22 @@ if TYPE_CHECKING:
     from gflow.ensembles import Ensemble, ensemble
     from gflow.integrate import flow, load
     from gflow.iterate import descend
+    from gflow.models.diagonal import Diagonal
     from gflow.models.linear import DeepLinear, Symmetric
     from gflow.models.relu import TwoLayerReLU
     from gflow.problem import Problem
+    from gflow.stochastic import stochastic_flow
     from gflow.trajectory import Status, Trajectory
 
 _HOME = {
     "Problem": "gflow.problem",
     "DeepLinear": "gflow.models.linear",
     "Symmetric": "gflow.models.linear",
+    "Diagonal": "gflow.models.diagonal",
     "TwoLayerReLU": "gflow.models.relu",
     "flow": "gflow.integrate",
     "descend": "gflow.iterate",
+    "stochastic_flow": "gflow.stochastic",
     "ensemble": "gflow.ensembles",
     "Ensemble": "gflow.ensembles",
     "load": "gflow.integrate",

@@ -38,19 +38,24 @@ class Watch:
 
     def __init__(
         self, objective: Objective, observers: dict[str, Callable[..., Any]],
-        stop: Callable[[float, Array], bool] | None, start: Array,
+        stop: Callable[[float, Array], bool] | None, start: Array, chart: Any = None,
     ) -> None:  # fmt: skip
         self.objective, self.observers, self.stop = objective, observers, stop
+        self.chart = chart  # of a run in other coordinates than the parameters
         self.seen: dict[str, list[Array]] = {name: [] for name in observers}
         self.first = {name: self._value(name, start.copy()) for name in observers}
 
-    def _value(self, name: str, theta: Array) -> Array:
+    def _plain(self, state: Array) -> Array:
+        return state if self.chart is None else self.chart.theta(state)
+
+    def _value(self, name: str, state: Array) -> Array:
+        theta = self._plain(state)
         return np.array(self.observers[name](self.objective.model, self.objective.problem, theta))
 
     def wants_stop(self, t: float, theta: Array) -> bool:
         assert self.stop is not None
         try:
-            return bool(self.stop(t, theta.copy()))
+            return bool(self.stop(t, self._plain(theta.copy())))
         except Exception as error:
             raise CallbackError("stop") from error
 

@@ -1,4 +1,4 @@
-"""ensemble(): many flows, or many descents, of one model on one problem, on all cores."""
+"""ensemble(): many flows, descents or stochastic flows of one model on one problem, on all cores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gflow import _record
-from gflow._check import finite_array, plain_array, positive, positive_int
+from gflow._check import finite_array, one_of, plain_array, positive, positive_int
 from gflow._flows import EXPLICIT, Flow, begin, pair
 from gflow._memory import refuse_if_too_large
 from gflow._progress import Progress
@@ -40,6 +40,7 @@ from gflow.iterate import Options, outcome_of, saved_steps, seed_in, seed_of, st
 from gflow.kernels import abi, descent, ensembles, explicit, stiff
 from gflow.limit import FIRST_LOOK
 from gflow.objective import Objective
+from gflow.stochastic import SCHEMES, StochasticPath, coordinates, whole_steps
 from gflow.trajectory import Events, Status, Steps, Trajectory
 
 _STRETCH_SECONDS = 0.1
@@ -57,6 +58,7 @@ _REASONS = {
 }
 _OVER_KINKS = " Kinks were not located (events=False)."
 _FLOW_ONLY = {"method": "auto", "rtol": 1e-9, "atol": None, "events": True, "max_steps": 1_000_000}
+_PATHS_ONLY = {"scheme": SCHEMES[0], "dt": None, "rng": None}
 _DESCENT_ONLY = {
     "optimizer": "gd", "momentum": None, "betas": None, "eps": None, "batch_size": None,
     "replacement": False, "rng": None, "kink": None, "save_every": 1,
@@ -107,6 +109,7 @@ class Ensemble:
     last_dissipation: Array | None = field(default=None, repr=False)
     moments: Array | None = field(default=None, repr=False)  # of descents
     atol: Array | None = field(default=None, repr=False)  # (R,) of flows
+    coordinates: Array | None = field(default=None, repr=False)  # (R, T, n + 1) of stochastic flows
     table: tuple[Any, ...] | None = field(default=None, repr=False)  # run (E,), and the columns of Events
     versions: dict[str, str] = field(default_factory=dict, repr=False)
     recorded_spec: Any = field(default=None, repr=False)
@@ -179,6 +182,15 @@ class Ensemble:
                 dissipation = np.append(dissipation, self.last_dissipation[r])
             observed = {name: _with_blank(values) for name, values in observed.items()}
         counts = {name: int(values[r]) for name, values in self.counts.items()}
+        if self.coordinates is not None:
+            kept = ("model", "problem", "observe", "step_size", "scheme", "dt")
+            one = {name: spec[name] for name in kept} | {"stop": None, "t": spec["t"]}
+            one |= {"theta0": spec["thetas"][r], "rng": int(spec["rng"][r])}
+            return Trajectory(
+                t=t[:n], theta=theta[:n], coordinates=self.coordinates[r, :n], counts=counts, outcome=self.outcomes[r],
+                observed={name: values[:n] for name, values in observed.items()}, versions=self.versions,
+                recorded_spec=one,
+            )  # fmt: skip
         common: dict[str, Any] = {
             "t": t, "theta": theta, "dissipation": dissipation, "observed": observed, "counts": counts,
             "versions": self.versions,
@@ -246,7 +258,7 @@ class Ensemble:
 
 _KEPT = (
     "t", "theta", "codes", "counts", "last_t", "last", "observed", "dissipation", "last_dissipation", "moments",
-    "saved", "atol", "table", "versions",
+    "saved", "atol", "coordinates", "table", "versions",
 )  # fmt: skip
 
 
@@ -276,17 +288,17 @@ def ensemble(
     progress: bool = False,
     **options: Any,
 ) -> Ensemble:
-    """Many flows from many starts, or many descents over starts, step sizes or seeds, on all cores.
+    """Many flows from many starts, many descents over starts, step sizes or seeds, or many paths, on all cores.
 
-    Every run takes its own steps, and equals the single run of :func:`flow` or :func:`descend` bit for bit,
-    whatever the number of threads.
+    Every run takes its own steps, and equals the single run of :func:`flow`, :func:`descend` or
+    :func:`stochastic_flow` bit for bit, whatever the number of threads.
 
     Parameters
     ----------
     model, problem
         As in :func:`flow`.
     thetas : array (R, P)
-        Initial parameters, one run a row; descents over step sizes or seeds may share one start (P,).
+        Initial parameters, one run a row; descents over step sizes or seeds, and paths, may share one start (P,).
     t : array (T,) or float
         Times to save, as in :func:`flow`.  Left out for descents.
     method, rtol, events, max_steps
@@ -295,7 +307,7 @@ def ensemble(
         Absolute tolerance; default for each run what :func:`flow` takes for its start.
     step_size : float, array (R,) or (R, n_steps), or callable
         Makes descents instead of flows: one step size for all runs, one for each, a schedule for each, or a
-        schedule ``step_size(step)`` for all.
+        schedule ``step_size(step)`` for all.  One number together with ``t``: stochastic flows.
     n_steps : int
         Number of steps of each descent.
     observe
@@ -306,7 +318,8 @@ def ensemble(
         Show a progress bar.
     **options
         ``optimizer``, ``momentum``, ``betas``, ``eps``, ``batch_size``, ``replacement``, ``kink``,
-        ``save_every`` as in :func:`descend`, and ``rng``: R seeds, or one, s, from which run r takes s + r.
+        ``save_every`` as in :func:`descend`, or ``scheme``, ``dt`` as in :func:`stochastic_flow`; and ``rng``: R seeds,
+        or one, s, from which run r takes s + r.
 
     Returns
     -------
@@ -342,10 +355,22 @@ def ensemble(
         "max_steps": max_steps,
     }
     for name in options:
-        if name not in _DESCENT_ONLY:
-            raise ValueError(f"{name} is no argument of ensemble, nor an option of descend")
-    if (t is None) == (step_size is None):
-        raise ValueError("t must be given for flows, or step_size and n_steps for descents, and not both")
+        if name not in _DESCENT_ONLY and name not in _PATHS_ONLY:
+            raise ValueError(
+                f"{name} is no argument of ensemble, nor an option of descend or stochastic_flow"
+            )
+    if t is None and step_size is None:
+        raise ValueError(
+            "t must be given for flows, step_size and n_steps for descents, t and step_size for paths"
+        )
+    if t is not None and n_steps is not None:
+        raise ValueError(
+            "n_steps must be left out for flows, where t is given; with step_size it belongs to descents"
+        )
+    own = _PATHS_ONLY if t is not None and step_size is not None else _DESCENT_ONLY
+    for name in options:
+        if step_size is not None and name not in own:
+            raise ValueError(f"{name} must be left out for {'paths' if t is not None else 'descents'}")
     if step_size is None:
         unwanted = [*options, *(["n_steps"] if n_steps is not None else [])]
         if unwanted:
@@ -354,8 +379,12 @@ def ensemble(
     else:
         for name, value in flows.items():
             if value is not _FLOW_ONLY[name] and value != _FLOW_ONLY[name]:
-                raise ValueError(f"{name} must be left out for descents; it belongs to flows (t)")
-        made = _Descents(objective, thetas, step_size, n_steps, parse_observers(observe), options)
+                what = "descents" if t is None else "paths"
+                raise ValueError(f"{name} must be left out for {what}; it belongs to flows (t)")
+        if t is not None:
+            made = _Paths(objective, thetas, t, step_size, parse_observers(observe), options)
+        else:
+            made = _Descents(objective, thetas, step_size, n_steps, parse_observers(observe), options)
     interrupted = _drive(made, jobs, progress)
     return made.result(interrupted, {"model": model, "problem": problem, "observe": observe})
 
@@ -828,3 +857,105 @@ class _DescentWorker:
 
     def leave(self) -> None:
         """Nothing to do: the compiled loop has kept it."""
+
+
+class _Paths(_Runs):
+    """Many stochastic flows."""
+
+    verb = "stochastic flows"
+
+    def __init__(
+        self, objective: Objective, thetas: ArrayLike, t: Any, step_size: Any,
+        observers: dict[str, Callable[..., Any]], given: dict[str, Any],
+    ) -> None:  # fmt: skip
+        self.given = {**_PATHS_ONLY, **given}
+        one_of("scheme", self.given["scheme"], SCHEMES)
+        self.step_size = positive("step_size", step_size)
+        dt = self.given["dt"]
+        self.dt = self.step_size if dt is None else positive("dt", dt)
+        self.times = check_times(t, 0.0, None, "time")
+        self.at = whole_steps(self.times, self.dt)
+        starts = plain_array("thetas", thetas, f"(R, {objective.size})")
+        starts = finite_array("thetas", starts[None] if starts.ndim == 1 else starts, ("R", objective.size))
+        seeds = _seeds(self.given["rng"])
+        number = max(len(starts), len(seeds))
+        self.seeds = [seeds[0] + r for r in range(number)] if len(seeds) == 1 else seeds
+        for name, length in (("thetas", len(starts)), ("rng", len(self.seeds))):
+            if length not in (1, number):
+                raise ValueError(
+                    f"{name} must hold one entry, or one for each of the {number} runs; got {length}"
+                )
+        super().__init__(objective, np.tile(starts, (number // len(starts), 1)), observers)
+        chart = coordinates(objective, self.thetas[0], self.step_size)
+        rows = len(self.at)
+        refuse_if_too_large(
+            "thetas", "states to be saved", 8 * number * rows * (objective.size + chart.size + 1)
+        )
+        self.theta = np.full((number, rows, objective.size), np.nan)
+        self.coordinates = np.full((number, rows, chart.size + 1), np.nan)
+        self.saved, self.steps = np.zeros(number, dtype=np.int64), np.zeros(number, dtype=np.int64)
+        self.last = self.thetas.copy()
+        self.ended = np.full(number, ensembles.UNFINISHED)
+
+    @property
+    def codes(self) -> NDArray[np.int64]:
+        return self.ended
+
+    def worker(self) -> _Worker:
+        return _PathWorker(self)
+
+    def result(self, interrupted: bool, spec: dict[str, Any]) -> Ensemble:
+        number, total = len(self.thetas), int(self.at[-1])
+        for r in range(number):
+            if r not in self.outcomes:
+                self.outcomes[r] = Status("interrupted", stopped_at(0, total, "interrupted"))
+        names = np.array([self.outcomes[r].code for r in range(number)], dtype=object)
+        observed = self.observed(self.theta, self.saved, names)
+        return Ensemble(
+            t=np.asarray(self.at * self.dt, dtype=np.float64), theta=self.theta, codes=names.astype(str), outcomes=self.outcomes,
+            counts={"steps": self.steps, "gradients": self.steps.copy()},
+            last_t=np.asarray(self.steps * self.dt, dtype=np.float64), last=self.last,
+            observed={**observed, "loss_integral": self.coordinates[:, :, -1].copy()},
+            saved=self.saved, coordinates=self.coordinates, versions=versions(),
+            recorded_spec={
+                **spec, "thetas": self.thetas, "t": self.times, "step_size": self.step_size, "rng": self.seeds,
+                "scheme": self.given["scheme"], "dt": self.dt,
+            },
+        )  # fmt: skip
+
+
+class _PathWorker:
+    """Stochastic flows one by one, each as :func:`stochastic_flow` runs it."""
+
+    def __init__(self, all_runs: _Paths) -> None:
+        self.all, self.r, self.end, self.steps = all_runs, 0, 0, 0
+        self.path: StochasticPath | None = None
+
+    def begin(self, first: int, end: int) -> None:
+        self.r, self.end = first, end
+
+    def advance(self, budget: int) -> bool:
+        a = self.all
+        if self.path is None:
+            chart = coordinates(a.objective, a.thetas[self.r], a.step_size)
+            self.path = StochasticPath(a.objective, chart, a.at, a.step_size, a.dt, a.seeds[self.r], None)
+        before = self.path.steps
+        outcome = self.path.advance(budget, 0)
+        self.steps += self.path.steps - before
+        if outcome is None:
+            return False
+        self._keep(outcome)
+        self.path, self.r = None, self.r + 1
+        return self.r == self.end
+
+    def leave(self) -> None:
+        if self.path is not None:
+            self._keep(Status("interrupted", self.path.stopped_at("interrupted")))
+
+    def _keep(self, outcome: Status) -> None:
+        a, path, r = self.all, self.path, self.r
+        assert path is not None
+        n = a.saved[r] = path.saved
+        a.coordinates[r, :n] = path.theta[:n]
+        a.theta[r, :n], a.last[r] = path.chart.theta(path.theta[:n]), path.chart.theta(path.now)
+        a.steps[r], a.outcomes[r], a.ended[r] = path.steps, outcome, ensembles.ELSEWHERE

@@ -44,6 +44,7 @@ def flow(
     rtol: float = 1e-9,
     atol: float | None = None,
     clock: str = "time",
+    coords: str = "plain",
     observe: Observers = None,
     stop: Callable[[float, Array], bool] | None = None,
     rest: float | None = None,
@@ -57,7 +58,7 @@ def flow(
 
     Parameters
     ----------
-    model : DeepLinear, Symmetric, or a model of your own
+    model : DeepLinear, Symmetric, Diagonal, TwoLayerReLU, or a model of your own
         See :class:`gflow.models.base.Model` for what a model of your own needs.
     problem : Problem
         Data and loss.
@@ -87,6 +88,16 @@ def flow(
         its time is ``trajectory.log_time``, the logarithm of t, with an error of about rtol (1 + log(1/L)).
         Step sizes are in units of log(1/L), and the gauge of the dissipation is that of log L; the
         sensitivity is not measured.  With ``start=`` it is to be given again.
+    coords : {"plain", "log"}
+        In what the steps are taken.  ``"log"``, for :class:`Diagonal` without weight decay by the clock of time:
+        in the logarithms of the parameters' sizes, or for depth 2 in dual coordinates, one a sample, from which
+        they follow; nothing under- or overflows from starts of 1e-100 or below.  The error of a step is then
+        measured in these logarithms, that is relative to every single parameter however small, and allowed to
+        be ``atol``, by default ``rtol`` / 10.  So is that of the predictor, relative to
+        \\|w₊\\|^D + \\|w₋\\|^D.  States and observables are the parameters as ever, 0 where they underflow;
+        ``trajectory.log_theta`` holds their logarithms.  The coordinates of depth 2 and the square loss descend
+        a convex function: the sensitivity, the gauge of the dissipation, and ``trajectory.limit`` are of that.
+        For depth 2 and the square loss all methods serve and t may end with ``np.inf``; else explicit ones.  With ``start=`` it is to be given again.
     observe : name, callable, list of them, or dict of name to callable, optional
         Observables f(model, problem, theta) to compute at the saved times; names are those of
         :mod:`gflow.observe`.  Results: ``trajectory[name]``, NaN at states that an interrupt left unseen.
@@ -136,6 +147,7 @@ def flow(
     objective = Objective(model, problem)
     trajectory_or_none("start", start)
     potential = _potential(objective, one_of("clock", clock, ("time", "loss")))
+    one_of("coords", coords, ("plain", "log"))
     max_steps = positive_int("max_steps", max_steps)
     for name, value in (("events", events), ("dense", dense)):
         if not isinstance(value, bool | np.bool_):
@@ -150,15 +162,19 @@ def flow(
         raise ValueError("rest must be None with clock='loss', whose speed is that of log L")
     if start is None:
         theta = objective.check_theta(theta0, "theta0")
-        rtol = check_rtol(rtol)
-        atol = (
-            float(default_atols(objective, theta[None], rtol)[0]) if atol is None else positive("atol", atol)
-        )
-        method = chosen_method(objective, method, rtol, bool(events), clock)
-        before = None
+        rtol, before = check_rtol(rtol), None
     else:
-        theta, method, rtol, atol = _continued(objective, theta0, start, method, rtol, atol, clock)
+        theta, method, rtol, atol = _continued(objective, theta0, start, method, rtol, atol, clock, coords)
         before = start.state
+    chart = None
+    if coords == "log":
+        chart = _log_coordinates(objective, theta, clock)
+        potential = Objective(chart, problem)
+    if start is None:
+        if atol is None:
+            atol = 0.1 * rtol if chart is not None else float(default_atols(objective, theta[None], rtol)[0])
+        method = chosen_method(potential, method, rtol, bool(events), clock)
+    atol = positive("atol", atol)
     if events and hasattr(model, "piecewise") and not model.piecewise:
         raise ValueError(
             "events must be False for a network with first_depth > 1: there one neuron's kink moves all others"
@@ -167,19 +183,26 @@ def flow(
     times = check_times(t, origin if start is None else float(start.t[-1]), start, clock)
     to_limit = bool(np.isinf(times[-1]))
     if to_limit:
-        _check_limit(objective, rest, bool(events))
+        _check_limit(potential, rest, bool(events))
     part = FIRST_LOOK if to_limit else (rest or 0.0)
+    first = theta if chart is None else chart.start
     if not type(model).__module__.startswith("gflow."):
-        potential.gradient(theta)  # what is wrong with a user's kernel shows here: compiled code cannot raise
-    run = begin(potential, method, theta, times, rtol, atol, bool(events), dense, part, before, clock)
-    watch = Watch(objective, observers, stop, run.now)
+        potential.gradient(first)  # what is wrong with a user's kernel shows here: compiled code cannot raise
+    run = begin(potential, method, first, times, rtol, atol, bool(events), dense, part, before, clock)
+    if chart is not None:
+        run.rtol = sys.float_info.epsilon  # logarithms have no scale but one
+    watch = Watch(objective, observers, stop, run.now, chart)
     spec = {
         "model": model, "problem": problem, "theta0": theta, "t": times, "method": method, "rtol": rtol,
-        "atol": atol, "clock": clock, "observe": observe, "stop": stop, "rest": rest, "events": events, "dense": dense,
+        "atol": atol, "clock": clock, "coords": coords, "observe": observe, "stop": stop, "rest": rest, "events": events, "dense": dense,
         "max_steps": run.steps_before + max_steps,
     }  # fmt: skip
     outcome = drive(run, watch, max_steps, progress)
-    return Trajectory(**run.result(outcome, watch), recorded_spec=spec, solve=flow)
+    made = run.result(outcome, watch)
+    if chart is not None:
+        made |= {"theta": chart.theta(made["theta"]), "coordinates": made["theta"]}
+        made["dissipation"] = made["dissipation"] if potential.has("loss") else None
+    return Trajectory(**made, recorded_spec=spec, solve=flow)
 
 
 def load(path: str | Path) -> Trajectory:
@@ -228,6 +251,16 @@ def _potential(objective: Objective, clock: str) -> Objective:
         return Objective(model, problem.log)
     except ValueError as error:
         raise ValueError(f"clock must be 'time' for this problem; got 'loss': {error}") from error
+
+
+def _log_coordinates(objective: Objective, theta: Array, clock: str) -> Any:
+    """The coordinates of the flow from ``theta`` for ``coords="log"``."""
+    if not objective.has("log_coordinates"):
+        name = type(objective.model).__name__
+        raise ValueError(f"coords must be 'plain' for {name}: diagonal networks only have 'log'")
+    if clock == "loss":
+        raise ValueError("coords must be 'plain' with clock='loss'; got 'log'")
+    return objective.model.log_coordinates(objective.problem, theta)
 
 
 def check_times(t: ArrayLike, origin: float, start: Trajectory | None, clock: str) -> Array:
@@ -310,6 +343,7 @@ def _continued(
     rtol: float,
     atol: float | None,
     clock: str,
+    coords: str,
 ) -> tuple[Array, str, float, float]:
     theta = same_run(objective, theta0, start)
     if start.steps is None:
@@ -321,6 +355,8 @@ def _continued(
         raise ValueError(
             f"clock must equal that of start, {spec.get('clock', 'time')!r}, in which t is; got {clock!r}"
         )
+    if coords != spec.get("coords", "plain"):
+        raise ValueError(f"coords must equal that of start, {spec.get('coords', 'plain')!r}; got {coords!r}")
     for name, given, default in (("method", method, "auto"), ("rtol", rtol, 1e-9), ("atol", atol, None)):
         if given != default and given != spec[name]:
             raise ValueError(

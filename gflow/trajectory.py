@@ -99,7 +99,8 @@ class Limit(NamedTuple):
     that were computed, to leading order; what the integration errs by is in ``error_estimate()``.
     ``exponent``: q where what is left falls like t^(−q), else NaN.  ``stiff``: number of stiff directions;
     ``slowest``: the smallest eigenvalue among them, the rate of the approach; ``lowest``: the lowest eigenvalue of
-    the Hessian.  ``reached``: the time to which the flow was integrated.
+    the Hessian.  ``reached``: the time to which the flow was integrated.  With ``coords="log"`` all of that is of
+    the coordinates, a unit of whose length moves no log\\|w±\\| or log\\|u ± v\\| by more than one.
     """
 
     kind: str
@@ -118,7 +119,8 @@ class Gauges(NamedTuple):
     terms that cancel in it; None if the model names no invariants.
     ``dissipation_defect`` (T,): \\|L(0) − L(t) − ∫‖∇L‖²dt\\| relative to L(0); None without a loss or
     for gradient descent.  With ``clock="loss"``: \\|log(L(0)/L) − ∫‖∇log L‖²ds\\| relative to
-    max(1, log(L(0)/L)).
+    max(1, log(L(0)/L)).  With ``coords="log"``: of the function that the coordinates descend, relative to its
+    value at the start or its fall since, whichever is larger; None where they descend none.
     """
 
     invariant_drift: Array | None
@@ -169,6 +171,8 @@ class Trajectory:
         the start.
     s : array (T,) or None
         With ``clock="loss"``: the time of the flow dθ/ds = −∇log L, ds = L dt.
+    coordinates : array (T, M) or None
+        With ``coords="log"`` and of a stochastic flow: the states in the coordinates of the integration.
     versions : dict
         Versions of gflow, numpy, scipy, numba and Python that made it.
 
@@ -189,6 +193,7 @@ class Trajectory:
     dissipation: Array | None = field(default=None, repr=False)
     log_time: Array | None = field(default=None, repr=False)
     s: Array | None = field(default=None, repr=False)
+    coordinates: Array | None = field(default=None, repr=False)
     dense: tuple[Array, Array] | None = field(default=None, repr=False)
     checkpoints: tuple[Array, Array] | None = field(default=None, repr=False)
     state: dict[str, Array] = field(default_factory=dict, repr=False)
@@ -233,8 +238,26 @@ class Trajectory:
         return Objective(self.spec["model"], self.spec["problem"])
 
     @cached_property
+    def _chart(self) -> Any:
+        """The coordinates of ``coords="log"`` or of a stochastic flow."""
+        model, spec = self.spec["model"], self.spec
+        if "scheme" in spec:
+            return model.noisy_coordinates(spec["problem"], spec["theta0"], spec["step_size"])
+        return model.log_coordinates(spec["problem"], spec["theta0"])
+
+    @cached_property
+    def log_theta(self) -> Array:
+        """Logarithms (T, P) of the parameters' sizes \\|θ\\|, with ``coords="log"`` also where these underflow."""
+        if self.coordinates is not None:
+            return self._chart.log_theta(self.coordinates)
+        with np.errstate(divide="ignore"):
+            return np.log(np.abs(self.theta))
+
+    @cached_property
     def _potential(self) -> Objective:
-        """What the flow descends: L, or log L with ``clock="loss"``."""
+        """What the flow descends: L, or log L with ``clock="loss"``, or a function of other coordinates."""
+        if self.coordinates is not None:
+            return Objective(self._chart, self.spec["problem"])
         if self.log_time is None:
             return self.objective
         return Objective(self.spec["model"], self.spec["problem"].log)
@@ -278,7 +301,11 @@ class Trajectory:
             start = np.asarray(self.spec["theta0"])
             drift = _invariant_drift(self.objective, start, self.t, self.theta)
         defect = None
-        if self.dissipation is not None and self.objective.has("loss"):
+        if self.dissipation is not None and self.coordinates is not None:
+            first = self._potential.loss(self._chart.start)
+            fall = first - self._potential.losses(self.coordinates)
+            defect = np.abs(fall - self.dissipation) / np.maximum(np.abs(fall), abs(first) or 1.0)
+        elif self.dissipation is not None and self.objective.has("loss"):
             first = self._potential.loss(self.spec["theta0"])
             if self.log_time is None:
                 defect = np.abs(first - self.loss - self.dissipation) / (abs(first) or 1.0)
@@ -290,9 +317,9 @@ class Trajectory:
     @cached_property
     def status(self) -> Status:
         """How the run ended, with warnings; measures the sensitivity if P ≤ 500."""
-        if self.checkpoints is None or not self.objective.has("hvp"):
+        if self.checkpoints is None or not self._potential.has("hvp"):
             return self.outcome
-        if self.theta.shape[1] > SENSITIVITY_SIZE:
+        if self.checkpoints[1].shape[1] > SENSITIVITY_SIZE:
             said = f"Sensitivity not measured (P > {SENSITIVITY_SIZE}): call sensitivity()."
             return replace(self.outcome, message=f"{self.outcome.message} {said}")
         growth, amplification = self._growth
@@ -336,7 +363,7 @@ class Trajectory:
         if self.checkpoints is None:
             kind = "of a run of an ensemble: gflow.flow(**trajectory.spec) repeats it"
             if self.steps is None:
-                kind = "of gradient descent"
+                kind = "of gradient descent or of a stochastic flow"
             elif self.events is not None:
                 kind = "of a flow with events at kinks"
             if self.log_time is not None:
@@ -350,8 +377,9 @@ class Trajectory:
         times, states = self.checkpoints
         if np.isfinite(self.t[-1]):
             within = times < self.t[-1]  # steps overshoot the end
-            times, states = np.append(times[within], self.t[-1]), np.vstack([states[within], self.end])
-        bottom = np.array([self.objective.eigenvalues(x, 1, "smallest", tol=1e-3)[0] for x in states])
+            end = self.end if self.coordinates is None else self.coordinates[-1]
+            times, states = np.append(times[within], self.t[-1]), np.vstack([states[within], end])
+        bottom = np.array([self._potential.eigenvalues(x, 1, "smallest", tol=1e-3)[0] for x in states])
         rate = np.maximum(-bottom, 0.0)
         exponent = np.concatenate([[0.0], np.cumsum(0.5 * (rate[1:] + rate[:-1]) * np.diff(times))])
         # relative to the largest state so far: a flow that decays to zero amplifies nothing
@@ -381,10 +409,11 @@ class Trajectory:
         flat = times.ravel()
         step = np.clip(np.searchsorted(steps[:, 0], flat, side="right") - 1, 0, None)
         x = ((flat - steps[step, 0]) / steps[step, 1])[:, None]
-        increment = np.zeros((flat.size, self.theta.shape[1]))
+        increment = np.zeros((flat.size, coefficients.shape[2]))
         for degree in range(coefficients.shape[1] - 1, 0, -1):
             increment = (increment + coefficients[step, degree]) * x
-        return (coefficients[step, 0] + increment).reshape(*times.shape, -1)
+        states = (coefficients[step, 0] + increment).reshape(*times.shape, -1)
+        return states if self.coordinates is None else self._chart.theta(states)
 
     def error_estimate(self) -> ErrorEstimate:
         """Solve again at rtol / 100 (at least 1e-13, atol scaled along) and measure the difference.
@@ -396,6 +425,10 @@ class Trajectory:
         ValueError
             For gradient descent, which has no discretisation error of its own.
         """
+        if "scheme" in self.spec:
+            raise ValueError(
+                "error_estimate measures a flow; of a stochastic one compare the statistics with those of a smaller dt"
+            )
         if self.steps is None or self.solve is None:
             raise ValueError("error_estimate measures a flow; gradient descent is exact but for rounding")
         rtol, method = max(self.spec["rtol"] / 100, 1e-13), self.spec["method"]
@@ -430,7 +463,7 @@ class Trajectory:
         """
         parts: dict[str, Any] = {
             "t": self.t, "theta": self.theta, "dissipation": self.dissipation,
-            "log_time": self.log_time, "s": self.s,
+            "log_time": self.log_time, "s": self.s, "coordinates": self.coordinates,
             "loss": self.recorded_loss if self._loaded else self._loss_or_none(), "state": self.state, "observed": self.observed,
             "steps": None if self.steps is None else tuple(self.steps),
             "methods": None if self.methods is None else tuple(self.methods),
@@ -464,7 +497,7 @@ def read(path: str | Path) -> Trajectory:
         events=None if parts["events"] is None else Events(*parts["events"]),
         limit=None if parts["limit"] is None else Limit(*parts["limit"]),
         observed=parts["observed"], dissipation=parts["dissipation"],
-        log_time=parts.get("log_time"), s=parts.get("s"),
+        log_time=parts.get("log_time"), s=parts.get("s"), coordinates=parts.get("coordinates"),
         dense=parts["dense"], checkpoints=parts["checkpoints"],
         state=parts["state"], versions=parts["versions"],
         recorded_spec=spec, recorded_loss=parts["loss"],

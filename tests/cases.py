@@ -93,6 +93,34 @@ def symmetric_modes():
     return Case("symmetric modes", gflow.Symmetric(3, 2), problem, (v * a).ravel(), 3.0, exact)
 
 
+def diagonal_modes():
+    """beta = w^2 on whitened data: each coordinate of beta is a logistic curve of its own."""
+    rng = np.random.default_rng(5)
+    n, d = 7, 3
+    x = np.sqrt(n) * orthogonal(rng, n, d)
+    s, a = np.array([2.0, 0.5, 1.0]), np.array([0.03, 0.1, 0.05])
+
+    def exact(t):
+        return np.array([np.sqrt(logistic(now, a**2, s, rate=4.0)) for now in t])
+
+    return Case("diagonal modes", gflow.Diagonal(d, form="power"), gflow.Problem(x, x @ s), a, 3.0, exact)
+
+
+def diagonal():
+    """Diagonal networks of every form, without a closed form."""
+    rng = np.random.default_rng(6)
+    normal, problem = rng.standard_normal, gflow.Problem
+    return [
+        _random("diagonal", gflow.Diagonal(5), problem(normal((3, 5)), normal(3))),
+        _random("diagonal product", gflow.Diagonal(3, form="product"), problem(normal((6, 3)), normal(6))),
+        _random(
+            "diagonal depth 3, weight decay",
+            gflow.Diagonal(4, 3),
+            problem(normal((3, 4)), normal(3), weight_decay=0.1),
+        ),
+    ]
+
+
 def _random(name, model, problem, scale=0.5, seed=0, end=2.0):
     theta0 = scale * np.random.default_rng(seed).standard_normal(model.size)
     return Case(name, model, problem, theta0, end)
@@ -130,8 +158,9 @@ def without_closed_form():
     ]
 
 
-SOLVED = [scalar(), single_layer(0.0), single_layer(0.3), two_modes(), symmetric_modes()]
-CASES = [*SOLVED, *without_closed_form()]
+LINEAR = [scalar(), single_layer(0.0), single_layer(0.3), two_modes(), symmetric_modes()]
+SOLVED = [*LINEAR, diagonal_modes()]
+CASES = [*LINEAR, *without_closed_form()[:-1], diagonal_modes(), *diagonal(), without_closed_form()[-1]]
 
 
 def sliding(seed):

@@ -63,13 +63,18 @@ def new_state(theta0: Floats, first: int, optimizer: int) -> State:
 
 
 @kernel
-def _below(seed, counter, n):
-    """The random whole number in [0, n) that has this place in the sequence of a seed."""
+def bits(seed, counter):
+    """The 64 random bits that have this place in the sequence of a seed."""
     z = seed + np.uint64(counter) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    return min(np.int64(np.float64(z >> np.uint64(11)) * 2.0**-53 * n), n - 1)
+    return z ^ (z >> np.uint64(31))
+
+
+@kernel
+def _below(seed, counter, n):
+    """The random whole number in [0, n) that has this place in the sequence of a seed."""
+    return min(np.int64(np.float64(bits(seed, counter) >> np.uint64(11)) * 2.0**-53 * n), n - 1)
 
 
 @kernel

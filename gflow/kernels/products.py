@@ -93,3 +93,51 @@ def mul_nt(a, i0, b, j0, out, k0, rows, inner, cols):
         _mul_nt_blas(a, i0, b, j0, out, k0, rows, inner, cols)
         return
     loop_mul_nt(a, i0, b, j0, out, k0, rows, inner, cols)
+
+
+@kernel(fastmath={"reassoc", "contract"})
+def times(a, i0, x, j0, out, k0, rows, cols):
+    """out = a x for a matrix (rows, cols) and a vector; four rows a pass, in vector registers.
+
+    The views tell the compiler that no index is negative, without which it makes no vectors.
+    """
+    matrix, vector, result = a[i0 : i0 + rows * cols], x[j0 : j0 + cols], out[k0 : k0 + rows]
+    i = 0
+    while i + 4 <= rows:
+        p, q, r, s = 0.0, 0.0, 0.0, 0.0
+        for j in range(cols):
+            b = vector[j]
+            p += matrix[i * cols + j] * b
+            q += matrix[(i + 1) * cols + j] * b
+            r += matrix[(i + 2) * cols + j] * b
+            s += matrix[(i + 3) * cols + j] * b
+        result[i], result[i + 1], result[i + 2], result[i + 3] = p, q, r, s
+        i += 4
+    while i < rows:
+        p = 0.0
+        for j in range(cols):
+            p += matrix[i * cols + j] * vector[j]
+        result[i] = p
+        i += 1
+
+
+@kernel(fastmath={"reassoc", "contract"})
+def add_transposed(a, i0, x, j0, out, k0, rows, cols):
+    """out += a^T x for a matrix (rows, cols) and a vector, as ``times`` goes."""
+    matrix, vector, result = a[i0 : i0 + rows * cols], x[j0 : j0 + rows], out[k0 : k0 + cols]
+    i = 0
+    while i + 4 <= rows:
+        p, q, r, s = vector[i], vector[i + 1], vector[i + 2], vector[i + 3]
+        for j in range(cols):
+            result[j] += (
+                p * matrix[i * cols + j]
+                + q * matrix[(i + 1) * cols + j]
+                + r * matrix[(i + 2) * cols + j]
+                + s * matrix[(i + 3) * cols + j]
+            )
+        i += 4
+    while i < rows:
+        p = vector[i]
+        for j in range(cols):
+            result[j] += p * matrix[i * cols + j]
+        i += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from math import prod
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -51,6 +52,9 @@ class Model(Protocol):
         Where ``data`` holds the slope that :func:`gflow.descend` takes at a kink; a model without kinks has none.
     ``logarithms``
         True if the kernels heed ``problem.logarithm``, as ``clock="loss"`` asks.
+    ``log_coordinates(problem, theta0)``
+        A model of other coordinates of the flow, for ``coords="log"``, with ``start`` and the ways back
+        ``theta(state)`` and ``log_theta(state)``.
     """
 
     @property
@@ -88,19 +92,19 @@ def loss_code(problem: Problem) -> int:
 
 
 class Layered:
-    """Packing of weight matrices, for networks that are a list of them."""
+    """Packing of weights, for networks that are a list of matrices or vectors."""
 
     logarithms = True
 
     @property
-    def shapes(self) -> tuple[tuple[int, int], ...]:
-        """Shapes of the weight matrices, in the order in which ``theta`` holds them."""
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the weights, in the order in which ``theta`` holds them."""
         raise NotImplementedError
 
     @property
     def size(self) -> int:
         """Number of parameters P."""
-        return sum(rows * cols for rows, cols in self.shapes)
+        return sum(prod(shape) for shape in self.shapes)
 
     def pack(self, arrays: Sequence[ArrayLike]) -> Array:
         """Join the weight matrices to one vector.
@@ -140,7 +144,7 @@ class Layered:
 
         Returns
         -------
-        list of arrays (..., rows, cols)
+        list of arrays (..., rows, cols), or (..., length)
             Of the shapes of :attr:`shapes`.
 
         Raises
@@ -165,7 +169,7 @@ class Layered:
 
     def layers(self) -> list[slice]:
         """The slice of each weight matrix in ``theta``."""
-        ends = list(accumulate(rows * cols for rows, cols in self.shapes))
+        ends = list(accumulate(prod(shape) for shape in self.shapes))
         return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
     def blocks(self) -> list[slice]:

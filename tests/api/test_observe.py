@@ -103,6 +103,10 @@ def test_end_to_end_is_the_product_and_acts_as_the_network(case):
     parts = case.model.unpack(case.theta0)
     if isinstance(case.model, gflow.Symmetric):
         w = parts[0] @ parts[0].T
+    elif isinstance(case.model, gflow.Diagonal):
+        powers = [part**case.model.depth for part in parts]
+        w = {"product": parts[0] * parts[-1], "power": powers[0], "difference": powers[0] - powers[-1]}
+        w = w[case.model.form][None]
     else:
         w = np.linalg.multi_dot([*parts[::-1], np.eye(case.problem.inputs)])
     room = 100 * EPS * abs(w).max()
