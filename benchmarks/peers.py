@@ -37,22 +37,29 @@ def _jitted(task: Task) -> Callable[[float, Any], Any]:
 
 def gflow_(task: Task) -> dict[str, Run]:
     """``"gflow"`` is what a user gets who names no method; the others are shown beside it."""
-    more = {"max_steps": _MANY}
 
     def run(method: str, rtol: float) -> np.ndarray:
-        if "levels" in task.options:  # states at values of the loss
-            times, clock = task.options["levels"], {"clock": "loss"}
-        else:
-            times, clock = task.t, {}
+        return gflow.flow(
+            task.model, task.problem, task.theta0, task.t, method=method, rtol=rtol, max_steps=_MANY
+        ).theta
+
+    def by_loss(rtol: float) -> np.ndarray:
         made = gflow.flow(
-            task.model, task.problem, task.theta0, times, method=method, rtol=rtol, **clock, **more
+            task.model,
+            task.problem,
+            task.theta0,
+            task.options["levels"],
+            clock="loss",
+            rtol=rtol,
+            max_steps=_MANY,
         )
-        if clock:
-            return np.vstack([task.theta0, made.theta])
-        return made.theta
+        return np.vstack([task.theta0, made.theta])
 
     methods = [m for m in METHODS if not (task.kinks and m == "bdf")]
-    return {"gflow": partial(run, "auto"), **{f"gflow {m}": partial(run, m) for m in methods}}
+    runs = {"gflow": partial(run, "auto"), **{f"gflow {m}": partial(run, m) for m in methods}}
+    if "levels" in task.options:
+        runs["gflow clock='loss'"] = by_loss
+    return runs
 
 
 def scipy_(task: Task) -> dict[str, Run]:

@@ -101,6 +101,17 @@ def _logistic(shapes: list[tuple[int, int]]) -> Callable[..., Any]:
     return make
 
 
+def _diagonal_logistic(xp: Any, c: dict[str, Any]) -> Callable[[Any], Any]:
+    def right(y: Any) -> Any:
+        d = c["signed"].shape[1]
+        plus, minus = y[:d], y[d:]
+        margins = c["signed"] @ (plus * plus - minus * minus)
+        g = -((1.0 / (1.0 + xp.exp(margins))) @ c["signed"]) / len(c["signed"])
+        return xp.concatenate([-2.0 * plus * g, 2.0 * minus * g])
+
+    return right
+
+
 def _relu(m: int, d: int) -> Callable[..., Any]:
     def make(xp: Any, c: dict[str, Any]) -> Callable[[Any], Any]:
         x, labels = c["x"], c["y"]
@@ -216,17 +227,20 @@ def _diagonal(xp: Any, c: dict[str, Any]) -> Callable[[Any], Any]:
     return right
 
 
-def sparse() -> Task:
-    """Noiseless regression on 40 Gaussian samples in 100 dimensions, five coordinates of ±1."""
+def sparse(samples: int, size: int, alpha: float, end: float) -> Task:
+    """Noiseless regression on Gaussian samples, five coordinates of ±1."""
     rng = np.random.default_rng(0)
-    x, beta = rng.standard_normal((40, 100)), np.zeros(100)
+    x, beta = rng.standard_normal((samples, size)), np.zeros(size)
     beta[:5] = rng.choice([-1.0, 1.0], 5)
-    model, problem = gflow.Diagonal(100), gflow.Problem(x, x @ beta, factor=1 / 160)
-    constants = {"x": x, "y": x @ beta, "scale": np.array(2.0 / 160)}
+    factor = 0.25 / samples
+    model, problem = gflow.Diagonal(size), gflow.Problem(x, x @ beta, factor=factor)
+    constants = {"x": x, "y": x @ beta, "scale": np.array(2.0 * factor)}
+    times = np.linspace(0.0, end, 11) if end < 1e3 else np.concatenate([[0.0], np.geomspace(1e2, end, 9)])
+    title = f"(b) diagonal network w₊² − w₋², 5 of {size} coordinates, {samples} samples, from {alpha:g} to t = {end:g}"
     return Task(
-        "b", "(b) diagonal network w₊² − w₋², 5 of 100 coordinates, 40 samples, from 1e-3 to t = 300", model,
-        problem, model.init(scale=1e-3), np.linspace(0.0, 300.0, 11), constants, _diagonal, _by_gflow,
-        _FINE[:8], (1e-4, 1e-6, 1e-8), stiff=True,
+        "b" if size == 100 else f"b{size}", title, model, problem, model.init(scale=alpha),
+        times, constants, _diagonal, _by_gflow if size == 100 else _by_two_methods,
+        (1e-3, *_FINE[:7]), (1e-4, 1e-6, 1e-8), stiff=True,
     )  # fmt: skip
 
 
@@ -284,24 +298,31 @@ def relu_small() -> Task:
     return _relu_task("e12", title, x, y, np.concatenate([w.ravel(), a]), np.linspace(0.0, 60.0, 11))
 
 
-def separable(hidden: int | None) -> Task:
+def separable(name: str) -> Task:
     """20 points in 5 dimensions with margin; states at twelve values of the loss, the last 1e-12."""
     x, y = gflow.datasets.linear_teacher(20, 5, rng=0, margin=0.3)
-    widths = (5, 1) if hidden is None else (5, hidden, 1)
-    model = gflow.DeepLinear(widths)
-    theta0 = np.zeros(model.size) if hidden is None else model.init("balanced", 0.5, rng=0)
-    signed, shapes = x * np.sign(y), list(model.shapes)
-    constants, make = {"signed": signed}, _logistic(shapes)
+    signed = x * np.sign(y)
+    constants = {"signed": signed}
+    model: Any
+    if name == "fdiag":
+        what, model = "diagonal network w₊² − w₋²", gflow.Diagonal(5)
+        theta0, make = model.init(scale=0.1), _diagonal_logistic
+    else:
+        what, widths = ("deep linear 5-4-1", (5, 4, 1)) if name == "fdeep" else ("linear predictor", (5, 1))
+        model = gflow.DeepLinear(widths)
+        theta0 = model.init("balanced", 0.5, rng=0) if name == "fdeep" else np.zeros(model.size)
+        make = _logistic(list(model.shapes))
     right = make(np, constants)
 
     def level(theta: Array) -> float:  # log(1/L)
-        w = _product(theta, shapes)
-        return -float(np.log(np.mean(np.log1p(np.exp(-signed @ w)))))
+        margins = signed @ (
+            theta[:5] ** 2 - theta[5:] ** 2 if name == "fdiag" else _product(theta, list(model.shapes))
+        )
+        return -float(np.log(np.mean(np.log1p(np.exp(-margins)))))
 
     levels = np.linspace(level(theta0) + 0.5, 12.0 * np.log(10.0), 12)
-    what = "linear predictor" if hidden is None else f"deep linear 5-{hidden}-1"
     return Task(
-        "f" if hidden is None else "fdeep", f"(f) separable logistic, {what}, to loss 1e-12", model,
+        name, f"(f) separable logistic, {what}, to loss 1e-12", model,
         gflow.Problem(x, np.sign(y), loss="logistic"), theta0, _times_of(right, theta0, level, levels),
         constants, make, _in_log_time, (1e-3, *_FINE[:7]), (1e-4, 1e-6, 1e-8), stiff=True,
         options={"levels": levels},
@@ -339,12 +360,14 @@ def _crossing(level: Callable[[Array], float], value: float) -> Callable[[float,
 
 TASKS: dict[str, Callable[[], Task]] = {
     "a": scalar,
-    "b": sparse,
+    "b": lambda: sparse(40, 100, 1e-3, 300.0),
+    "b1000": lambda: sparse(100, 1000, 1e-4, 1.8e5),
     "c": digits,
     "d16": lambda: ill_conditioned(16),
     "d50": lambda: ill_conditioned(50),
     "e64": relu_wide,
     "e12": relu_small,
-    "f": lambda: separable(None),
-    "fdeep": lambda: separable(4),
+    "f": lambda: separable("f"),
+    "fdeep": lambda: separable("fdeep"),
+    "fdiag": lambda: separable("fdiag"),
 }

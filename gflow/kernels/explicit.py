@@ -100,9 +100,14 @@ def copy(source, out):
         out[i] = source[i]
 
 
-@kernel
-def _dot(g):
-    return np.dot(g, g)
+@kernel(fastmath={"reassoc"})
+def _take(g, stages, row):
+    """Row of the stages = -g; returns |g|^2, summed in vector registers."""
+    total = 0.0
+    for i in range(g.size):
+        stages[row, i] = -g[i]
+        total += g[i] * g[i]
+    return total
 
 
 @kernel
@@ -111,15 +116,7 @@ def _field(gradient, t, theta, data, dims, work, g, stages, slopes, row):
     size = g.size
     g[size - 1] = np.nan  # stays, if a user's kernel raises: compiled callers cannot see that
     gradient(t, theta, data, dims, work, g)
-    square = 0.0
-    if size > 64:
-        square = _dot(g)
-    else:
-        for i in range(size):
-            square += g[i] * g[i]
-    for i in range(size):
-        stages[row, i] = -g[i]
-    slopes[row] = square
+    slopes[row] = _take(g, stages, row)
 
 
 @kernel
@@ -191,15 +188,7 @@ def attempt(
             _combine(theta_new, theta, h, stages, index, weight, r, count[r])
         g[size - 1] = np.nan
         gradient(t + h * node[r], theta_new, data, dims, work, g)
-        square = 0.0
-        if size > 64:
-            square = _dot(g)
-        else:
-            for i in range(size):
-                square += g[i] * g[i]
-        for i in range(size):
-            stages[r, i] = -g[i]
-        slopes[r] = square
+        slopes[r] = _take(g, stages, r)
 
 
 @kernel
@@ -385,7 +374,7 @@ def store_dense(gradient, data, dims, work, tableau, state, output):
     output.cursor[DENSE] += 1
 
 
-@kernel
+@kernel(fastmath={"reassoc"})
 def _gap(times, kept, a, b):
     """Time between two checkpoints times the distance between them."""
     square = 0.0

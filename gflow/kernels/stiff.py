@@ -77,7 +77,7 @@ _SOLVED = 0.3
 _SAFETY, _RELUCTANCE = 1.3, 0.95
 # Steps before the first look at what limits them (of a network of a few parameters: nothing costs it much),
 # between the later ones, and before the implicit method is tried again once it has lost.
-_FIRST_LOOK, _FIRST_LOOK_OF_FEW, _LOOK, _PATIENCE = 32, 64, 16, 32
+_FIRST_LOOK, _FIRST_LOOK_OF_FEW, _LOOK, _PATIENCE = 32, 512, 16, 32
 _FEW = 64
 # Failures in a row after which the explicit method takes over.
 _HOPELESS = 8
@@ -92,8 +92,9 @@ _ROOT = 1.4901161193847656e-08  # of the spacing of double precision
 DENSE_DEGREE = 8
 _CHEBYSHEV = 0.5 - 0.5 * np.cos(np.pi * np.arange(DENSE_DEGREE + 1) / DENSE_DEGREE)
 _TO_POWERS = np.linalg.inv(np.vander(_CHEBYSHEV, increasing=True))  # values there to coefficients
-_GAUSS_NODES = 0.5 + 0.5 * np.polynomial.legendre.leggauss(HIGHEST + 1)[0]
-_GAUSS_WEIGHTS = 0.5 * np.polynomial.legendre.leggauss(HIGHEST + 1)[1]
+# The square of the slope has degree 2 (HIGHEST - 1), but its highest terms are of the size of the tolerance.
+_GAUSS_NODES = 0.5 + 0.5 * np.polynomial.legendre.leggauss(HIGHEST - 1)[0]
+_GAUSS_WEIGHTS = 0.5 * np.polynomial.legendre.leggauss(HIGHEST - 1)[1]
 
 
 class Stiff(NamedTuple):

@@ -230,7 +230,7 @@ LONG = """
         return theta[0]
 
     theta0, times = model.init("gaussian", scale=0.1), np.linspace(0, 1e7, 11)
-    run = gflow.flow(model, problem, theta0, times, max_steps=10**9, observe=announce)
+    run = gflow.flow(model, problem, theta0, times, method="tsit5", max_steps=10**9, observe=announce)
     print(run.status.code, len(run.t) == len(run.theta), 0 < run.t[-1] < 1e7, np.isfinite(run.theta).all())
 """
 
