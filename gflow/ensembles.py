@@ -709,7 +709,7 @@ class _SingleWorker:
             )
         before = self.run.steps
         outcome = self.run.advance(budget, a.max_steps)
-        self.steps += self.run.steps - before  # fewer than the budget where it looks for the limit
+        self.steps += self.run.steps - before  # not the budget, of which it may take but a part
         if outcome is not None:
             runs.codes[r] = ensembles.ELSEWHERE
             self._keep(outcome)

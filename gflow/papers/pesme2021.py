@@ -141,7 +141,7 @@ def ends(
         }  # fmt: skip
         worst = {name: max(worst.get(name, 0.0), float(value)) for name, (value, _) in distances.items()}
         bounds = {name: bound for name, (_, bound) in distances.items()}
-        statuses.append(run.status)
+        statuses += [path.status, run.status]
     conclusions = tuple(Conclusion(name, value, bounds[name]) for name, value in worst.items())
     return Evidence(tuple(hypotheses) if respect_hypotheses else (), conclusions, tuple(statuses))
 
@@ -349,7 +349,7 @@ def _runs_plate(out: Path, setup: SetUp, made: Runs) -> Plate:
     right.set_ylabel("$\\beta_i$, stochastic flow")
     for ax in (left, middle, right):
         ax.set_xlim(0.1, 2000.0)
-        ax.set_xlabel("time $t=\\gamma\\cdot$ step")
+        ax.set_xlabel("time $t=\\gamma\\times$step")
     handles = [
         Line2D([], [], color=color, linestyle="--" if name == "GD" else "-", label=name)
         for name, color in zip(_NAMES, _COLORS, strict=True)

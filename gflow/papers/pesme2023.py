@@ -215,8 +215,8 @@ def observations(size: str) -> list[Observation]:
     for name, seed in (("no coordinate leaves", PLAIN), ("a coordinate leaves", LEAVING)):
         fine, coarse = (delays(SetUp(seed), starts(size)[-1], rtol)[0] for rtol in (1e-11, 1e-9))
         for k, (c, other) in enumerate(zip(fine, coarse, strict=True)):
-            what = f"{name}: delay c of jump {k + 1}, in units of time / log(1/α)"
-            found.append(Observation(what, float(c), float(abs(c - other)), "halfway in the loss", REFERENCE))
+            what = f"{name}: c of jump {k + 1}, late by c / log(1/α)"
+            found.append(Observation(what, float(c), float(abs(c - other)), reference=REFERENCE))
     setup = SetUp(DEGENERATE)
     last = setup.middles[-1:]
     for alpha in (1e-16, 1e-32, 1e-64):
@@ -224,7 +224,7 @@ def observations(size: str) -> list[Observation]:
         scaled = fine * np.log(1 / alpha)
         found.append(
             Observation(
-                f"a coordinate left at its threshold: distance after the last jump · log(1/α), α = {alpha:g}",
+                f"a coordinate left at its threshold: distance · log(1/α) after the last jump, α = {alpha:g}",
                 float(scaled[0]), float(np.abs(fine - coarse)[0] * np.log(1 / alpha)), reference=REFERENCE,
             )
         )  # fmt: skip
@@ -266,7 +266,7 @@ def _path_plate(out: Path, size: str) -> Plate:
         t = np.union1d(np.geomspace(0.3 * path.times[0], end, 600), path.times)
         fine = np.union1d(t, np.nextafter(path.times, 0))
         for alpha, color in zip(shown, plot.sequence(len(shown)), strict=True):
-            row[0].plot(t, setup.flow(alpha, t, 1e-9).loss, color=color, linewidth=0.9)
+            row[0].semilogy(t, setup.flow(alpha, t, 1e-9).loss, color=color, linewidth=0.9)
         row[0].plot(fine, path.loss[np.searchsorted(path.times, fine, side="right")], **_LIMIT)
         run = setup.flow(SMALL, t, 1e-9)
         beta = setup.model.predictor(run.theta)
@@ -275,13 +275,14 @@ def _path_plate(out: Path, size: str) -> Plate:
         for values, limit, ax in ((beta, path.at(fine), row[1]), (dual, path.dual_at(fine), row[2])):
             ax.plot(fine, limit, **_LIMIT)
             _coordinates(ax, t, values)
+        row[0].set_ylim(1e-5, 3 * path.loss[0])
         row[2].set_yticks([-1, 0, 1])
         for ax in row:
             ax.set_xscale("log")
             for when in path.times:
                 ax.axvline(when, color="0.8", linewidth=0.5, zorder=0)
     for ax, title in zip(
-        axes[0], ("loss", "coordinates of β, α = 1e-16", "dual variable, α = 1e-16"), strict=True
+        axes[0], ("loss", "coordinates, $\\alpha=10^{-16}$", "dual variable, $\\alpha=10^{-16}$"), strict=True
     ):
         ax.set_title(title)
     for ax in axes[1]:
@@ -326,7 +327,7 @@ def _limit_plate(out: Path, size: str) -> Plate:
             left.loglog(logs, column, marker, color=f"C{k}", markersize=2.5)
             left.loglog(logs, column[-1] * logs[-1] / logs, color=f"C{k}", linewidth=0.6)
     setup = SetUp(PLAIN)
-    t, small = setup.middles, np.geomspace(1e-32, 1e-2, 31 if size == "full" else 16)
+    t, small = setup.middles, np.geomspace(1e-24, 1e-2, 45 if size == "full" else 12)
     errors = np.array([distances(setup, setup.flow(alpha, t, 1e-11), t) for alpha in small])
     c = exponents(setup.problem, setup.path, t)
     for k in range(len(t)):
@@ -334,13 +335,18 @@ def _limit_plate(out: Path, size: str) -> Plate:
         right.loglog(small, small ** c[k], color=f"C{k}", linewidth=0.6)
     left.set_xlabel("$\\log(1/\\alpha)$")
     left.set_ylabel("$|t-t_k|\\,/\\,t_k$")
-    left.set_title("delay of the jumps")
+    left.set_title("delay of the jumps, relative")
     right.set_xlabel("$\\alpha$")
-    right.set_ylabel("distance from saddle, relative")
-    right.set_title("middle of the stays")
-    right.set_ylim(1e-13, 3)
-    handles = [Line2D([], [], color=f"C{k}", label=f"jump {k + 1}") for k in range(6)]
-    fig.legend(handles=handles, loc="outside upper right", ncols=6)
+    right.set_ylabel("relative distance")
+    right.set_title("distance from the saddle, middle of the stay")
+    right.set_ylim(1e-12, 1)
+    both = (("o", "no coordinate leaves"), ("s", "one leaves"))
+    marks = [
+        Line2D([], [], color="0.4", linestyle="none", marker=m, markersize=2.5, label=name)
+        for m, name in both
+    ]
+    handles = [Line2D([], [], color=f"C{k}", label=f"{k + 1}" if k else "jump 1") for k in range(6)]
+    fig.legend(handles=[*marks, *handles], loc="outside upper right", ncols=8)
     return Plate(
         plot.save(fig, out / "limit")[1],
         "How far from the limit α → 0 the flow is. Left: relative delay of each jump (halfway in the loss) against log(1/α) "
