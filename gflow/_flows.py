@@ -73,6 +73,8 @@ class Flow:
         self.total = float(times[-1])
         self.limit: Limit | None = None
         self.seeker: Seeker | None = None
+        # the limit with what is said of it, while times to save still lie before it
+        self.seen: tuple[Array, Limit, Status] | None = None
         # a rough cost in units of a nanosecond, for the length of the first stretch
         cost = len(tableau.node) * (objective.data.size + objective.work.size + 8 * objective.size + 100)
         self.first_budget = int(min(max(2e7 / cost, 1), 10_000))
@@ -157,10 +159,15 @@ class Flow:
             return None
         if code == explicit.AT_REST and math.isinf(self.total):
             return self._look_for_limit()
+        if code == explicit.FINISHED and self.seen is not None:
+            return self._save_limit(*self.seen)
         return self._outcome(code, max_steps)
 
     def _look_for_limit(self) -> Status | None:
-        """Save the limit at t = inf if it can be told from here; else go on to where the flow is slower."""
+        """Save the limit at t = inf if it can be told from here; else go on to where the flow is slower.
+
+        Finite times that are still to be saved come first: the flow goes on to them without another look.
+        """
         clock = self.state.clock
         if self.seeker is None:
             self.seeker = self._new_seeker()
@@ -169,22 +176,31 @@ class Flow:
         if found is None:
             clock[explicit.REST] *= NEXT_LOOK
             return None
+        theta, limit = found
+        status = _limit_status(limit, self.steps)
+        if self.saved < len(self.times) - 1:
+            clock[explicit.REST], self.seen = 0.0, (theta, limit, status)
+            return None
+        return self._save_limit(theta, limit, status)
+
+    def _save_limit(self, theta: Array, limit: Limit, status: Status) -> Status:
         loss_here = self.objective.loss(self.now) if self.objective.has("loss") else np.nan
         place = self.saved
-        self.theta[place], self.limit = found
+        self.theta[place], self.limit = theta, limit
         loss_there = self.objective.loss(self.theta[place]) if self.objective.has("loss") else np.nan
         # the rest of the dissipation is what the loss still falls by
-        self.dissipation[place] = clock[explicit.DISSIPATION] + loss_here - loss_there
+        self.dissipation[place] = self.state.clock[explicit.DISSIPATION] + loss_here - loss_there
         self.cursor[explicit.SAVED] += 1
-        return _limit_status(self.limit, self.steps)
+        return status
 
     def _new_seeker(self) -> Seeker:
         return Seeker(self.objective, self.rtol)
 
     def output(self) -> explicit.Output:
         """Where the compiled loop writes."""
+        times = self.times if self.seen is None else self.times[:-1]
         return explicit.Output(
-            self.cursor, self.times, self.theta, self.dissipation, self.history[-1], *self.dense[-1]
+            self.cursor, times, self.theta, self.dissipation, self.history[-1], *self.dense[-1]
         )
 
     def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:

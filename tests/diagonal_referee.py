@@ -1,19 +1,23 @@
-"""Referees of the theory of diagonal networks, written from the papers: plain flows, scipy's integrators, no gflow."""
+"""Referees of the theory of diagonal networks, written from the papers: plain flows, scipy's integrators; of gflow only the network's description."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 from scipy.integrate import solve_ivp
 
+from gflow import Diagonal
 
-@dataclass(frozen=True)
-class StandIn:
-    """What the theory reads of a diagonal network.  To be replaced by gflow.Diagonal once that is merged."""
 
-    form: str = "difference"
-    depth: int = 2
+def network(theta0, form="difference", depth=2):
+    """The network of which the theory is asked, with as many inputs as the start has."""
+    return Diagonal(len(theta0) if form == "power" else len(theta0) // 2, depth, form)
+
+
+def nameless(form="difference", depth=2):
+    """What claims to be a diagonal network, of a form or depth that there is not."""
+    return SimpleNamespace(form=form, depth=depth)
 
 
 def predictor(form, depth, theta):

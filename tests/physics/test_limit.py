@@ -58,6 +58,21 @@ def test_a_wide_linear_net(weight_decay):
     assert weight_decay or run.gauges.invariant_drift.max() < 1e-9
 
 
+@pytest.mark.parametrize("method", ["auto", "dop853"])
+def test_times_after_the_limit_is_seen_are_saved_too(method):
+    model, problem, start = wide()
+    seen = gflow.flow(model, problem, start, np.inf, method=method)
+    times = [0.0, 1.0, *(np.array([2, 3, 10]) * seen.limit.reached)]
+    run = gflow.flow(model, problem, start, [*times, np.inf], method=method)
+    plain = gflow.flow(model, problem, start, times, method=method)
+    assert run.status.code == "finished" and run.limit.reached == seen.limit.reached
+    np.testing.assert_array_equal(run.t, [*times, np.inf])
+    np.testing.assert_array_equal(run.theta, np.vstack([plain.theta, seen.end]))
+    assert run.gauges.dissipation_defect.max() < 1e-8
+    row = gflow.ensemble(model, problem, start[None], [*times, np.inf], method=method)[0]
+    np.testing.assert_array_equal(row.theta, run.theta)
+
+
 def test_more_parameters_than_a_whole_hessian_is_made_for():
     rng = np.random.default_rng(0)
     model = gflow.DeepLinear((16, 24, 16))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import mpmath as mp
 import numpy as np
 import pytest
-from diagonal_referee import StandIn, equal_start, predictor, regression, weights_flow
+from diagonal_referee import equal_start, nameless, network, predictor, regression, weights_flow
 from scipy.linalg import null_space
 from scipy.optimize import linprog, minimize
 
-from gflow.problem import Problem
+from gflow import Diagonal, Problem
 from gflow.theory import bias, diagonal
 from gflow.theory.argmin import argmin
 from gflow.theory.prediction import Refused
@@ -25,7 +25,7 @@ def least_l1(x, y):
 
 
 def solve(form, depth, theta0, x, y):
-    return argmin(diagonal.mirror(StandIn(form, depth), theta0), x, y)
+    return argmin(diagonal.mirror(network(theta0, form, depth), theta0), x, y)
 
 
 def exact_dual(beta, alpha, depth):
@@ -136,7 +136,7 @@ def test_flows_end_at_argmin_q(form, depth, scale):
     theta0 = starts(form, depth, 9, scale)
     beta, _ = weights_flow(form, depth, theta0, lambda b: x.T @ (x @ b - y) / 4, np.array([0.0, 400.0]))
     assert np.abs(x @ beta[-1] - y).max() < 1e-10
-    prediction = bias.limit(StandIn(form, depth), Problem(x, y), theta0)
+    prediction = bias.limit(network(theta0, form, depth), Problem(x, y), theta0)
     assert prediction.applies
     predicted = prediction.predict([0.0, 1.0, np.inf])
     np.testing.assert_allclose(predicted[2, 0], beta[-1], atol=1e-8)
@@ -147,7 +147,9 @@ def test_flows_end_at_argmin_q(form, depth, scale):
 def test_the_limit_does_not_depend_on_the_factor():
     x, y = regression(4, 9, seed=10)
     theta0 = equal_start("difference", 0.1, 9)
-    one, other = (bias.limit(StandIn(), Problem(x, y, factor=f), theta0).predict(np.inf) for f in (0.5, 1e-3))
+    one, other = (
+        bias.limit(network(theta0), Problem(x, y, factor=f), theta0).predict(np.inf) for f in (0.5, 1e-3)
+    )
     np.testing.assert_array_equal(one, other)
 
 
@@ -164,12 +166,12 @@ def test_what_nothing_interpolates_is_refused_with_the_number():
     theta0 = equal_start("difference", 0.1, 4)
     best = np.linalg.lstsq(x, y, rcond=None)[0]
     off = np.linalg.norm(x @ best - y) / np.linalg.norm(y)
-    prediction = bias.limit(StandIn(), Problem(x, y), theta0)
+    prediction = bias.limit(network(theta0), Problem(x, y), theta0)
     assert not prediction.applies
     np.testing.assert_allclose(prediction.hypotheses[0].defect, off, rtol=1e-12)
     with pytest.raises(Refused, match=f"interpolates.*defect {off:.2g} > 1e-10"):
         prediction.predict(np.inf)
-    forced = bias.limit(StandIn(), Problem(x, y), theta0, force=True).predict(np.inf)
+    forced = bias.limit(network(theta0), Problem(x, y), theta0, force=True).predict(np.inf)
     np.testing.assert_allclose(forced[0, 0], best, rtol=1e-10)
     beta, _ = weights_flow("difference", 2, theta0, lambda b: x.T @ (x @ b - y) / 9, np.array([0.0, 400.0]))
     np.testing.assert_allclose(forced[0, 0], beta[-1], atol=1e-9)
@@ -259,7 +261,7 @@ def test_excess_of_integrated_flows_is_within_the_bound(form, depth, alpha):
         form, depth, theta0, lambda b: x.T @ (x @ b - y) / 5, np.array([0.0, 300.0]), rtol=1e-8
     )
     assert np.abs(x @ beta[-1] - y).max() < 1e-3
-    bound = bias.excess_l1(StandIn(form, depth), Problem(x, y), theta0)
+    bound = bias.excess_l1(network(theta0, form, depth), Problem(x, y), theta0)
     measured = np.abs(beta[-1]).sum() / bound.least - 1
     assert -1e-3 <= measured <= bound.excess < 2.0
 
@@ -267,38 +269,38 @@ def test_excess_of_integrated_flows_is_within_the_bound(form, depth, alpha):
 def test_excess_is_not_claimed_where_it_is_not_proved():
     x, y = regression(5, 12, seed=15)
     with pytest.raises(Refused, match=r"equal start at depth >= 3: defect 7"):
-        bias.excess_l1(StandIn("difference", 3), Problem(x, y), np.repeat([1.0, 2.0], 12))
+        bias.excess_l1(Diagonal(12, 3), Problem(x, y), np.repeat([1.0, 2.0], 12))
     with pytest.raises(Refused, match="a weight starts at 0"):
-        bias.excess_l1(StandIn(), Problem(x, y), np.repeat([1.0, 0.0], 12))
-    assert bias.excess_l1(StandIn(), Problem(x, y), np.full(24, 10.0)).excess == np.inf
+        bias.excess_l1(Diagonal(12), Problem(x, y), np.repeat([1.0, 0.0], 12))
+    assert bias.excess_l1(Diagonal(12), Problem(x, y), np.full(24, 10.0)).excess == np.inf
 
 
 @pytest.mark.parametrize(
     "call, words",
     [
         (
-            lambda: bias.limit(StandIn(), Problem(np.eye(3), np.ones(3)), np.ones(4)),
+            lambda: bias.limit(Diagonal(2), Problem(np.eye(3), np.ones(3)), np.ones(4)),
             "fit the 3 inputs of the problem",
         ),
         (
-            lambda: bias.limit(StandIn(), Problem(np.eye(3), np.ones(3), loss="logistic"), np.ones(6)),
+            lambda: bias.limit(Diagonal(3), Problem(np.eye(3), np.ones(3), loss="logistic"), np.ones(6)),
             "square loss",
         ),
         (
-            lambda: bias.limit(StandIn("power"), Problem(np.eye(3), -np.ones(3)), np.ones(3)),
+            lambda: bias.limit(Diagonal(3, form="power"), Problem(np.eye(3), -np.ones(3)), np.ones(3)),
             "off by 1, relative",
         ),
         (
-            lambda: bias.limit(StandIn("difference", 1), Problem(np.eye(3), np.ones(3)), np.ones(6)),
+            lambda: bias.limit(nameless(depth=1), Problem(np.eye(3), np.ones(3)), np.ones(6)),
             ">= 2; got 1",
         ),
-        (lambda: argmin(diagonal.mirror(StandIn(), np.ones(6)), np.eye(3), np.ones(2)), "X has 3, y has 2"),
+        (lambda: argmin(diagonal.mirror(Diagonal(3), np.ones(6)), np.eye(3), np.ones(2)), "X has 3, y has 2"),
         (
-            lambda: argmin(diagonal.mirror(StandIn(), np.ones(6)), np.eye(2), np.ones(2)),
+            lambda: argmin(diagonal.mirror(Diagonal(3), np.ones(6)), np.eye(2), np.ones(2)),
             "3 columns of the mirror",
         ),
         (
-            lambda: argmin(diagonal.mirror(StandIn(), np.full(2, 1e-160)), [[1.0]], [1.0]),
+            lambda: argmin(diagonal.mirror(Diagonal(1), np.full(2, 1e-160)), [[1.0]], [1.0]),
             "decades apart; they are 320",
         ),
         (lambda: bias.rich_alpha(-1.0, 3, 0.1), "l1 must be a number > 0"),

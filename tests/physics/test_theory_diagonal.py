@@ -5,11 +5,11 @@ from __future__ import annotations
 import mpmath as mp
 import numpy as np
 import pytest
-from diagonal_referee import StandIn, equal_start, predictor, regression, weights_flow
+from diagonal_referee import equal_start, nameless, network, predictor, regression, weights_flow
 from scipy.integrate import quad, solve_ivp
 from scipy.optimize import brentq
 
-from gflow.problem import Problem
+from gflow import Diagonal, Problem
 from gflow.theory import diagonal
 from gflow.theory.prediction import Refused
 
@@ -57,7 +57,7 @@ def test_closed_form_equals_flow_of_weights(form, depth, alpha, loss):
     times = np.linspace(0, horizon(depth, alpha), 9)
     theta0 = equal_start(form, alpha, 8)
     beta, integral = weights_flow(form, depth, theta0, slopes(x, y)[loss], times)
-    m = diagonal.mirror(StandIn(form, depth), theta0)
+    m = diagonal.mirror(network(theta0, form, depth), theta0)
     allowed = 3e-10 * (1 + m.condition(-integral)) * np.abs(beta) + 1e-13 * alpha**depth
     assert np.all(np.abs(m.beta(-integral) - beta) <= allowed)
 
@@ -67,7 +67,7 @@ def test_closed_form_from_unequal_starts(form, depth):
     x, y = regression(5, 8, seed=1)
     theta0 = shaped(form, depth, 8)
     beta, integral = weights_flow(form, depth, theta0, slopes(x, y)["square"], np.linspace(0, 3, 5))
-    m = diagonal.mirror(StandIn(form, depth), theta0)
+    m = diagonal.mirror(network(theta0, form, depth), theta0)
     np.testing.assert_allclose(m.beta(-integral), beta, rtol=1e-9, atol=1e-10)
     np.testing.assert_allclose(m.eta(beta), -integral, rtol=1e-8, atol=1e-9)
 
@@ -80,7 +80,7 @@ def test_mirror_flow_in_time_equals_flow_of_weights(form, depth, alpha):
     times = np.linspace(0, horizon(depth, alpha), 7)
     theta0 = equal_start(form, alpha, 8)
     beta, _ = weights_flow(form, depth, theta0, slope, times, rtol=1e-11)
-    m = diagonal.mirror(StandIn(form, depth), theta0)
+    m = diagonal.mirror(network(theta0, form, depth), theta0)
     found = solve_ivp(
         lambda t, eta: -slope(m.beta(eta)),
         (0, times[-1]),
@@ -120,7 +120,7 @@ def test_h_and_its_inverse_against_mpmath(depth):
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_dual_variables_at_start_1e_minus_100(depth):
     beta = np.array([1e-3, -2.0, 5e-190, 0.0, -1e-250])
-    m = diagonal.mirror(StandIn("difference", depth), equal_start("difference", 1e-100, 5))
+    m = diagonal.mirror(Diagonal(5, depth), equal_start("difference", 1e-100, 5))
     y = m.y_at(beta)
     np.testing.assert_allclose(m.beta_of(y), beta, rtol=1e-12)
     with mp.workdps(450):
@@ -136,7 +136,7 @@ def test_dual_variables_at_start_1e_minus_100(depth):
 def test_potential_is_that_of_the_paper():
     """Q = ¼ Σ α_i² q(β_i / α_i²), q(z) = 2 − √(4 + z²) + z arcsinh(z / 2), for shaped equal starts."""
     alpha, beta = np.array([0.1, 1.0, 3.0]), np.array([0.7, -2.0, 1e-3])
-    m = diagonal.mirror(StandIn("difference", 2), np.concatenate([alpha, alpha]))
+    m = diagonal.mirror(Diagonal(len(alpha)), np.concatenate([alpha, alpha]))
     z = beta / alpha**2
     q = 2 - np.sqrt(4 + z**2) + z * np.arcsinh(z / 2)
     np.testing.assert_allclose(m.potential(beta), np.sum(alpha**2 * q) / 4, rtol=1e-12)
@@ -145,7 +145,7 @@ def test_potential_is_that_of_the_paper():
 @pytest.mark.parametrize("form, depth", [("difference", 2), ("difference", 3), ("difference", 5), ("power", 2), ("power", 4)])  # fmt: skip
 def test_potential_integrates_the_dual_variable(form, depth):
     theta0 = shaped(form, depth, 1)
-    m = diagonal.mirror(StandIn(form, depth), theta0)
+    m = diagonal.mirror(network(theta0, form, depth), theta0)
     a, b = (abs(theta0[0]), abs(theta0[-1])) if form == "difference" else (abs(theta0[0]), 0.0)
 
     def beta(eta):
@@ -167,7 +167,7 @@ def test_potential_integrates_the_dual_variable(form, depth):
 
 
 def test_coordinates_without_weights_stay_and_one_branch_keeps_its_sign():
-    m = diagonal.mirror(StandIn("difference", 2), [0.0, 1.0, 0.0, 0.0, 0.0, 2.0])
+    m = diagonal.mirror(Diagonal(3), [0.0, 1.0, 0.0, 0.0, 0.0, 2.0])
     np.testing.assert_allclose(m.beta([5.0, 0.5, 0.5]), [0.0, np.exp(2), -4 * np.exp(-2)], rtol=1e-15)
     with pytest.raises(ValueError, match="one branch's sign"):
         m.eta([0.0, -1.0, -1.0])
@@ -181,15 +181,15 @@ def test_path_is_known_at_recorded_times_only():
     times = np.linspace(0, 4, 5)
     theta0 = equal_start("difference", 0.1, 8)
     beta, integral = weights_flow("difference", 2, theta0, slopes(x, y)["square"], times)
-    prediction = diagonal.path(StandIn(), problem, theta0, times, integral)
+    prediction = diagonal.path(network(theta0), problem, theta0, times, integral)
     assert prediction.applies and prediction.observable == "end_to_end"
     np.testing.assert_allclose(prediction.predict(times)[:, 0], beta, rtol=1e-8, atol=1e-10)
     assert np.isnan(prediction.predict([0.5, 9.0])).all()
     decaying = Problem(x, y, weight_decay=0.1)
     with pytest.raises(Refused, match=r"no weight decay: defect 0.1 >"):
-        diagonal.path(StandIn(), decaying, theta0, times, integral).predict(times)
+        diagonal.path(network(theta0), decaying, theta0, times, integral).predict(times)
     assert np.isfinite(
-        diagonal.path(StandIn(), decaying, theta0, times, integral, force=True).predict(times)
+        diagonal.path(network(theta0), decaying, theta0, times, integral, force=True).predict(times)
     ).all()
 
 
@@ -197,18 +197,24 @@ def test_path_is_known_at_recorded_times_only():
     "call, words",
     [
         (
-            lambda: diagonal.mirror(StandIn("difference", 1), np.ones(4)),
+            lambda: diagonal.mirror(nameless(depth=1), np.ones(4)),
             "depth must be a whole number >= 2; got 1",
         ),
-        (lambda: diagonal.mirror(StandIn("product", 3), np.ones(4)), "must be 2 for the product form; got 3"),
-        (lambda: diagonal.mirror(StandIn("sum", 2), np.ones(4)), "model.form must be one of"),
+        (
+            lambda: diagonal.mirror(nameless("product", 3), np.ones(4)),
+            "must be 2 for the product form; got 3",
+        ),
+        (lambda: diagonal.mirror(nameless("sum"), np.ones(4)), "model.form must be one of"),
         (lambda: diagonal.mirror(object(), np.ones(4)), "model must be a diagonal network"),
-        (lambda: diagonal.mirror(StandIn(), np.ones(3)), "two vectors of one length"),
-        (lambda: diagonal.mirror(StandIn("power", 3), [1.0, -1.0]), ">= 0 at odd depth 3; got an entry -1"),
-        (lambda: diagonal.mirror(StandIn(), [1.0, np.nan]), "theta0 must be finite"),
-        (lambda: diagonal.mirror(StandIn("difference", 3), np.ones(2)).beta([0.4]), "within the pole"),
-        (lambda: diagonal.mirror(StandIn(), np.ones(2)).beta([0.4, 0.1]), "eta must have 1 entries"),
-        (lambda: diagonal.mirror(StandIn(), np.ones(2)).eta([np.inf]), "beta must be finite"),
+        (lambda: diagonal.mirror(Diagonal(1), np.ones(3)), "two vectors of one length"),
+        (
+            lambda: diagonal.mirror(Diagonal(2, 3, "power"), [1.0, -1.0]),
+            ">= 0 at odd depth 3; got an entry -1",
+        ),
+        (lambda: diagonal.mirror(Diagonal(1), [1.0, np.nan]), "theta0 must be finite"),
+        (lambda: diagonal.mirror(Diagonal(1, 3), np.ones(2)).beta([0.4]), "within the pole"),
+        (lambda: diagonal.mirror(Diagonal(1), np.ones(2)).beta([0.4, 0.1]), "eta must have 1 entries"),
+        (lambda: diagonal.mirror(Diagonal(1), np.ones(2)).eta([np.inf]), "beta must be finite"),
         (lambda: diagonal.h(1.0, 3), "between -1 and 1 at depth 3; got 1"),
         (lambda: diagonal.regression(Problem(np.ones((2, 3)), np.ones(2)), 2), "fit the 3 inputs"),
         (lambda: diagonal.regression(Problem(np.ones((2, 3)), np.ones((2, 2))), 3), "one output"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from diagonal_referee import StandIn, equal_start, predictor, pull_back, regression
+from diagonal_referee import equal_start, predictor, pull_back, regression
 from scipy.linalg import null_space
 
-from gflow.problem import Problem
+from gflow import Diagonal, Problem
 from gflow.theory import diagonal, effective
 from gflow.theory.prediction import Refused
 
@@ -41,7 +41,7 @@ def test_descent_ends_where_the_theorem_says(form, step, batch, count):
     if form == "power":
         y = x @ np.random.default_rng(0).uniform(0.3, 1.0, 20)
     problem = Problem(x, y)
-    theta0, model = equal_start(form, 0.3, 20), StandIn(form)
+    theta0, model = equal_start(form, 0.3, 20), Diagonal(20, form=form)
     theta, gradients = descend(form, theta0, x, y, 1 / 16, step, count, batch)
     end = predictor(form, 2, theta)
     assert np.abs(x @ end - y).max() < 1e-11
@@ -69,10 +69,10 @@ def test_conditions_of_the_theorem_as_the_paper_writes_them(form, step, batch, c
     start = 0.5 * (plus - minus)
     kkt = 0.5 * np.arcsinh(u * v / inf) - 0.5 * np.arcsinh(start / inf)
     assert np.abs(null_space(x).T @ kkt).max() < 1e-10
-    m = effective.descent_start(StandIn("product"), theta0, gradients, step)
+    m = effective.descent_start(Diagonal(20, form="product"), theta0, gradients, step)
     np.testing.assert_allclose(m.beta0, start, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(2 * m.log_alpha + np.log(2), np.log(inf), rtol=1e-10)
-    gain = effective.gain(StandIn("product"), gradients, step)
+    gain = effective.gain(Diagonal(20, form="product"), gradients, step)
     np.testing.assert_allclose(alpha**2 * np.exp(-gain), inf, rtol=1e-10)
     # between γ² Σ ‖∇L‖² and twice that while no step exceeds 0.89
     if np.abs(steps).max() ** 2 <= 0.79:
@@ -91,7 +91,7 @@ def test_q_of_the_gain():
 
 def test_a_step_that_kills_a_branch_leaves_the_other():
     """m x = 1 sets a to 0 for good; so β ≤ 0 from there on."""
-    m = effective.descent_start(StandIn("product"), [1.0, 0.0], [[2.0]], 0.5)
+    m = effective.descent_start(Diagonal(1, form="product"), [1.0, 0.0], [[2.0]], 0.5)
     assert m.side[0] == -1
     np.testing.assert_allclose(m.beta0, -0.25 * 4 * np.exp(-2), rtol=1e-15)
 
@@ -100,11 +100,11 @@ def test_descent_that_has_not_converged_is_refused_with_the_number():
     x, y = regression(8, 20, 3, seed=20)
     theta0 = equal_start("product", 0.3, 20)
     _, gradients = descend("product", theta0, x, y, 1 / 16, 0.05, 40)
-    prediction = effective.descent_limit(StandIn("product"), Problem(x, y), theta0, gradients, 0.05)
+    prediction = effective.descent_limit(Diagonal(20, form="product"), Problem(x, y), theta0, gradients, 0.05)
     with pytest.raises(Refused, match="descent has converged.*defect"):
         prediction.predict(np.inf)
     astray = effective.descent_limit(
-        StandIn("product"), Problem(x, y), theta0, gradients + np.eye(20)[0], 0.05
+        Diagonal(20, form="product"), Problem(x, y), theta0, gradients + np.eye(20)[0], 0.05
     )
     assert "row space" in str([str(h) for h in astray.hypotheses if not h.holds])
 
@@ -136,7 +136,7 @@ def stochastic_path(form, theta0, x, y, factor, gamma, dt, count, seed=0):
 @pytest.mark.parametrize("form, factor", [("difference", 1 / 32), ("difference", 1 / 8), ("product", 1 / 16)])
 def test_stochastic_flow_ends_where_the_flow_from_alpha_infinity_does(form, factor):
     x, y = regression(8, 20, 3, seed=21)
-    alpha, gamma, model = 0.2, 0.5 / (factor * 32), StandIn(form)
+    alpha, gamma, model = 0.2, 0.5 / (factor * 32), Diagonal(20, form=form)
     theta0, problem = equal_start(form, 0.2, 20), Problem(x, y, factor=factor)
     log_a, log_b, integral = stochastic_path(form, theta0, x, y, factor, gamma, 0.01 / (factor * 32), 60000)
     end = np.exp(2 * log_a) - np.exp(2 * log_b)
@@ -160,10 +160,10 @@ def test_noise_has_the_covariance_of_batches_of_one(form):
     factor, r = 0.3, 0.7
     ratios = []
     for gamma in (1e-2, 1e-3):
-        gains = [effective.gain(StandIn(form), [2 * factor * 8 * r * row], gamma) for row in x]
+        gains = [effective.gain(Diagonal(20, form=form), [2 * factor * 8 * r * row], gamma) for row in x]
         problem = Problem(x, np.ones(8), factor=factor)
         start = np.ones(40) if form == "difference" else np.concatenate([2 * np.ones(20), np.zeros(20)])
-        m = effective.noise_start(StandIn(form), problem, start, 8 * factor * r**2 * gamma, gamma)
+        m = effective.noise_start(Diagonal(20, form=form), problem, start, 8 * factor * r**2 * gamma, gamma)
         ratios.append(np.abs(np.mean(gains, axis=0) / (-2 * m.log_alpha) - 1).max())
     assert ratios[1] < 1e-3 and ratios[1] < 0.02 * ratios[0]
 
@@ -171,14 +171,14 @@ def test_noise_has_the_covariance_of_batches_of_one(form):
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: effective.gain(StandIn("difference", 3), np.ones((2, 3)), 0.1), "depth must be 2 here; got 3"),
-        (lambda: effective.gain(StandIn(), np.ones(3), 0.1), r"gradients must have shape \(K, d\)"),
-        (lambda: effective.gain(StandIn(), np.ones((2, 3)), 0.0), "step_size must be a number > 0"),
-        (lambda: effective.gain(StandIn(), np.ones((2, 3)), [0.1, -0.1]), "step_size must be > 0; got -0.1"),
-        (lambda: effective.gain(StandIn(), np.ones((2, 3)), [0.1]), r"step_size must have shape \(2,\)"),
-        (lambda: effective.descent_start(StandIn(), np.ones(4), np.ones((2, 3)), 0.1), "2 coordinates of theta0"),
-        (lambda: effective.noise_start(StandIn(), Problem(np.eye(2), np.ones(2)), np.ones(4), -1.0, 0.1), "loss_integral"),
-        (lambda: effective.noise_start(StandIn("power", 3), Problem(np.eye(2), np.ones(2)), np.ones(2), 1.0, 0.1), "got 3"),
+        (lambda: effective.gain(Diagonal(3, 3), np.ones((2, 3)), 0.1), "depth must be 2 here; got 3"),
+        (lambda: effective.gain(Diagonal(3), np.ones(3), 0.1), r"gradients must have shape \(K, d\)"),
+        (lambda: effective.gain(Diagonal(3), np.ones((2, 3)), 0.0), "step_size must be a number > 0"),
+        (lambda: effective.gain(Diagonal(3), np.ones((2, 3)), [0.1, -0.1]), "step_size must be > 0; got -0.1"),
+        (lambda: effective.gain(Diagonal(3), np.ones((2, 3)), [0.1]), r"step_size must have shape \(2,\)"),
+        (lambda: effective.descent_start(Diagonal(2), np.ones(4), np.ones((2, 3)), 0.1), "2 coordinates of theta0"),
+        (lambda: effective.noise_start(Diagonal(2), Problem(np.eye(2), np.ones(2)), np.ones(4), -1.0, 0.1), "loss_integral"),
+        (lambda: effective.noise_start(Diagonal(2, 3, "power"), Problem(np.eye(2), np.ones(2)), np.ones(2), 1.0, 0.1), "got 3"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(call, words):
