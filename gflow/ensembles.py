@@ -707,8 +707,9 @@ class _SingleWorker:
                 a.events,
                 rest=rest,
             )
+        before = self.run.steps
         outcome = self.run.advance(budget, a.max_steps)
-        self.steps += budget
+        self.steps += self.run.steps - before  # not the budget, of which it may take but a part
         if outcome is not None:
             runs.codes[r] = ensembles.ELSEWHERE
             self._keep(outcome)
