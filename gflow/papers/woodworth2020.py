@@ -119,9 +119,7 @@ def mirror_flow(setup: SetUp, times: Array) -> Array:
     def field(t: float, nu: Array) -> Array:
         return -2 * FACTOR * (x @ m.beta(x.T @ nu) - y)
 
-    run = solve_ivp(
-        field, (0.0, times[-1]), np.zeros(len(x)), "DOP853", t_eval=times, rtol=1e-12, atol=1e-15
-    )
+    run = solve_ivp(field, (0.0, times[-1]), np.zeros(len(x)), "DOP853", t_eval=times, rtol=1e-12, atol=1e-15)
     return m.beta(run.y.T @ x)
 
 
@@ -226,10 +224,14 @@ def claims(size: str) -> list[tuple[Claim, str]]:
     ]
     pairs: tuple[tuple[int, float], ...] = ((2, 1.0), (2, 1e-3), (2, 1e-12), (3, 0.1), (5, 0.3))
     for d, a in pairs if size == "quick" else (*pairs, (10, 0.5)):
-        listed.append((f"limit, depth {d}, α = {a:g}", limit, theorem, least_potential, at(d, a), True, "holds"))
+        listed.append(
+            (f"limit, depth {d}, α = {a:g}", limit, theorem, least_potential, at(d, a), True, "holds")
+        )
     for d in (2, 3):
         a = bias.rich_alpha(l1, sparse.inputs, EXCESS, d)
-        listed.append((f"rich regime, depth {d}, α = {a:.2g}", sparsest, regimes, rich, at(d, a), True, "holds"))
+        listed.append(
+            (f"rich regime, depth {d}, α = {a:.2g}", sparsest, regimes, rich, at(d, a), True, "holds")
+        )
     for d in (2, 3):
         a = bias.kernel_alpha(l2, EXCESS, d)
         listed.append(
@@ -342,7 +344,9 @@ def observations(sparse: SparseRegression, grid: list[Grid]) -> list[Observation
             )  # fmt: skip
         listed.append(
             Observation(
-                f"depth {g.depth}: limits of flow and argmin Q, largest difference over the grid", g.apart, 1e-9
+                f"depth {g.depth}: limits of flow and argmin Q, largest difference over the grid",
+                g.apart,
+                1e-9,
             )
         )
     return listed
@@ -356,7 +360,10 @@ def _regimes_plate(out: Path, sparse: SparseRegression, grid: list[Grid]) -> Pla
         left.loglog(g.run_scales, g.run_l1, color=color, **plot.MARKS)
         right.loglog(g.scales, g.test, color=color)
         right.loglog(g.run_scales, g.run_test, color=color, **plot.MARKS)
-    for name, least, style in (("least $\\ell_1$", sparse.least_l1, ":"), ("least $\\ell_2$", sparse.least_l2, "--")):
+    for name, least, style in (
+        ("least $\\ell_1$", sparse.least_l1, ":"),
+        ("least $\\ell_2$", sparse.least_l2, "--"),
+    ):
         right.axhline(sparse.test_error(least.beta), color="0.5", linestyle=style, linewidth=0.8)
         above = name == "least $\\ell_2$"
         right.annotate(
