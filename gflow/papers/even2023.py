@@ -336,7 +336,7 @@ class Scan:
     recovery: Array  # (S, R) ‖β − β*‖
     gain: Array  # (S, R) ‖Gain‖₁
     sharpness: Array  # (S, R) over 2 / γ
-    last: float  # the largest step size up to which all converge
+    last: float  # the largest step size at which all converge; NaN if there is none
 
     def median(self, values: Array) -> Array:
         """Over the seeds."""
@@ -349,7 +349,7 @@ def scan(batch_size: int | None, size: str, advance: Callable[[float, float], No
     steps = 30_000 if size == "quick" else 100_000
     seeds = 1 if batch_size is None else 3 if size == "quick" else 5
     coarse, fine = (10, 8) if size == "quick" else (18, 14)
-    low, turn, high = (0.02, 0.7, 1.4) if batch_size is None else (0.01, 0.1, 0.3)
+    low, turn, high = (0.02, 0.7, 1.4) if batch_size is None else (0.02, 0.1, 0.3)
     step_sizes = np.unique(np.append(np.geomspace(low, turn, coarse), np.geomspace(turn, high, fine)))
     recovery, gain, sharpness = (np.full((len(step_sizes), seeds), np.nan) for _ in range(3))
     options = SetUp(FIRST, 1.0, 1, batch_size).options
@@ -373,8 +373,8 @@ def scan(batch_size: int | None, size: str, advance: Callable[[float, float], No
             recovery[i, r] = np.linalg.norm(beta - FIRST.teacher)
             gain[i, r] = effective.gain(model, gradients(FIRST, run), float(step_size)).sum()
             sharpness[i, r] = step_size / 2 * observe.sharpness(model, FIRST.problem, run.end)
-    bad = np.flatnonzero(np.isnan(recovery).any(axis=1))
-    last = step_sizes[bad[0] - 1] if bad.size and bad[0] > 0 else step_sizes[-1]
+    good = np.flatnonzero(np.isfinite(recovery).all(axis=1))
+    last = step_sizes[good[-1]] if good.size else np.nan
     return Scan(step_sizes, recovery, gain, sharpness, float(last))
 
 
@@ -463,7 +463,7 @@ def _scan_plate(out: Path, scans: dict[str, Scan]) -> Plate:
     names = (
         "recovery error $\\|\\beta - \\beta^*\\|_2$",
         "$\\|\\mathrm{Gain}\\|_1$",
-        "sharpness at the end / (2/γ)",
+        "γ · sharpness / 2",
     )
     for ax, name in zip(axes, names, strict=True):
         ax.set_xscale("log")
@@ -537,14 +537,14 @@ def _edge_plate(out: Path) -> Plate:
     names, colors = [], ("C0", "C1")
     for run, color in zip(runs, colors, strict=True):
         step_size = float(run.spec["step_size"])
-        steps = 10 * np.arange(len(run.theta))
+        steps = np.arange(1, len(run.theta))
         names.append(f"γ = {step_size:.2g}, {step_size / critical:.1f} of 2 / sharpness")
-        left.loglog(np.maximum(steps, 1), np.maximum(run.loss, 1e-24), color=color, linewidth=0.8)
-        beta = run.spec["model"].predictor(run.theta)
+        left.loglog(steps, np.maximum(run.loss[1:], 1e-24), color=color, linewidth=0.8)
+        beta = run.spec["model"].predictor(run.theta[1:])
         for i in (0, 1):
-            right.semilogx(np.maximum(steps, 1), beta[:, i], color=color, linewidth=0.8)
+            right.semilogx(steps, beta[:, i], color=color, linewidth=0.8)
         rest = np.abs(beta[:, EDGE.support :]).max(axis=1)
-        right.semilogx(np.maximum(steps, 1), rest, color=color, linestyle="--", linewidth=0.8)
+        right.semilogx(steps, rest, color=color, linestyle="--", linewidth=0.8)
     left.set_ylabel("loss $L$")
     right.set_ylabel("$\\beta_1$, $\\beta_2$; largest other")
     for ax in (left, right):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 
@@ -377,6 +378,9 @@ def _regimes_plate(out: Path, sparse: SparseRegression, grid: list[Grid]) -> Pla
     left.set_ylabel("$\\|\\beta\\|_1$ / least − 1")
     right.set_title("excess test error")
     right.set_ylabel("$\\|\\beta - \\beta^*\\|_2^2$")
+    right.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    right.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    right.yaxis.set_minor_formatter(NullFormatter())
     for ax in (left, right):
         ax.set_xlabel("scale of the start, $\\alpha^D$")
     handles = [Line2D([], [], color=f"C{i}", label=f"depth {g.depth}") for i, g in enumerate(grid)]
