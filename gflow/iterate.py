@@ -135,6 +135,33 @@ def descend(
     return run.trajectory(outcome, watch, spec)
 
 
+def batches(trajectory: Trajectory) -> Any:
+    """The samples whose gradient each step of a descent took.
+
+    Parameters
+    ----------
+    trajectory : Trajectory
+        From :func:`descend`, or a run of an ensemble of descents.
+
+    Returns
+    -------
+    array of int (K, b)
+        Row k: the numbers of the samples in the batch of step k, of the K steps that were made.
+
+    Raises
+    ------
+    ValueError
+        If the trajectory is none of descent on batches.
+    """
+    spec = trajectory.spec
+    if spec.get("batch_size") is None:
+        raise ValueError("trajectory must be of a descent with a batch_size; this one took the whole loss")
+    order = np.empty(len(spec["problem"].X), dtype=np.int64)
+    out = np.empty((trajectory.counts["steps"], spec["batch_size"]), dtype=np.int64)
+    descent.draw_all(seed_of(spec["rng"])[0], out.shape[1], int(spec["replacement"]), order, out)
+    return out
+
+
 def step_sizes(step_size: Any, n_steps: int) -> Array:
     """The size (1,) of all steps, or those of each (n_steps,)."""
     if callable(step_size):

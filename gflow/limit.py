@@ -225,6 +225,8 @@ class Seeker:
         if len(seen) < _POWER_LOOKS + 1:
             return None
         times, speeds = np.array([v.t for v in seen]), np.array([v.speed for v in seen])
+        if np.any(np.diff(times) <= 0):  # the flow has looked twice at one step: that is no power of t
+            return None
         powers = -np.diff(np.log(speeds)) / np.diff(np.log(times))
         if np.any(powers <= 0) or np.ptp(powers) > _POWER_CHANGE * powers[-1]:
             return None

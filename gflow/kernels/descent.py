@@ -103,6 +103,15 @@ def draw(seed, step, shuffled, size, replacement, order):
 
 
 @kernel
+def draw_all(seed, size, replacement, order, out):
+    """Write the samples of the batches of all steps from the first to ``out`` (steps, size)."""
+    for step in range(out.shape[0]):
+        place = draw(seed, step, step - 1 + min(step, 1), size, replacement, order)
+        for c in range(size):
+            out[step, c] = order[place + c]
+
+
+@kernel
 def _gather(source, table, order, place, size, out):
     """Copy a batch's samples to ``out``.
 
