@@ -37,8 +37,11 @@ _KRYLOV = 120
 _SOLVED = 0.1
 # The remainder is quadratic only to leading order.
 _SAFETY = 4.0
-# Largest change of a fitted power between two looks, and how many must agree.
-_POWER_CHANGE, _POWER_LOOKS = 0.01, 3
+# Largest change of a fitted power between two looks, how many must agree, and over what range of t: an exponential
+# approach after a long plateau passes for a power over a short one.
+_POWER_CHANGE, _POWER_LOOKS, _POWER_RANGE = 0.01, 3, 2.0
+# A negative eigenvalue that falls by less from one look to the next is a saddle's: the valley's fall with the speed.
+_LASTING = 0.7
 # A component along an unstable direction below this, relative to the state, may be rounding.
 _ROUNDING = 1e-13
 _EPS = float(np.finfo(float).eps)
@@ -58,6 +61,7 @@ class _View(NamedTuple):
     lowest: float  # lowest eigenvalue
     unstable: float  # component of the state's distance to the limit along unstable directions
     noise: float  # eigenvalues below this in size belong to the valley
+    floor: float  # ... and may be rounding below this
 
 
 class Seeker:
@@ -114,7 +118,7 @@ class Seeker:
             solved = self.inside(limit)
         slowest = float(values[chosen].min()) if stiff else 0.0
         length = float(np.linalg.norm(step))
-        return _View(t, speed, theta, limit, length, solved, stiff, slowest, lowest, off, noise)
+        return _View(t, speed, theta, limit, length, solved, stiff, slowest, lowest, off, noise, floor)
 
     def _gradient(self, theta: Array) -> Array:
         return self.objective.gradient(theta)
@@ -205,12 +209,16 @@ class Seeker:
         rounding = 10 * _EPS * float(np.linalg.norm(view.theta))
         return _SAFETY * apart * (view.step / before.step) ** 2 + rounding
 
+    def _leaves(self, view: _View, before: _View) -> bool:
+        """Whether there is a lasting negative eigenvalue, even one that the noise still hides."""
+        return view.lowest < -view.floor and view.lowest < _LASTING * before.lowest
+
     def _wanted(self, view: _View) -> float:
         """A remainder that the integration's own error hides."""
         return max(0.1 * self.rtol, 20 * _EPS) * float(np.linalg.norm(view.theta))
 
     def _minimum(self, view: _View, part: float) -> tuple[Array, Limit] | None:
-        if view.lowest < -view.noise:
+        if view.lowest < -view.noise or (len(self.views) > 1 and self._leaves(view, self.views[-2])):
             return None
         bound = self._remainder(view)
         if bound is None or (bound > self._wanted(view) and part > _LAST_LOOK):
@@ -225,7 +233,7 @@ class Seeker:
         if len(seen) < _POWER_LOOKS + 1:
             return None
         times, speeds = np.array([v.t for v in seen]), np.array([v.speed for v in seen])
-        if np.any(np.diff(times) <= 0):  # the flow has looked twice at one step: that is no power of t
+        if np.any(np.diff(times) <= 0) or times[-1] < _POWER_RANGE * times[0] or self._leaves(view, seen[0]):
             return None
         powers = -np.diff(np.log(speeds)) / np.diff(np.log(times))
         if np.any(powers <= 0) or np.ptp(powers) > _POWER_CHANGE * powers[-1]:

@@ -160,3 +160,30 @@ def test_max_steps_saving_and_bad_input(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             gflow.flow(model, problem, start, **{"t": np.inf, **options})
+
+
+@pytest.mark.parametrize(("depth", "alpha"), [(3, 1e-2), (3, 1e-3), (3, 1e-4), (4, 1e-1), (4, 1e-2)])
+def test_deep_diagonal_networks_leave_their_saddles_before_the_limit(depth, alpha):
+    """Plateaus end in exponential decays, which over a short stretch look like a power of t."""
+    x = np.random.default_rng(0).standard_normal((4, 6))
+    problem = gflow.Problem(x, x @ np.array([1.0, -0.8, 0.0, 0.0, 0.0, 0.0]))
+    model = gflow.Diagonal(6, depth)
+    theta0 = model.init(scale=alpha)
+    run = gflow.flow(model, problem, theta0, np.inf)
+    prediction = gflow.theory.bias.limit(model, problem, theta0)
+    reached = gflow.observe.by_name(prediction.observable)(model, problem, run.end).ravel()
+    wanted = np.asarray(prediction.predict(np.inf)).ravel()
+    if run.limit.kind == "algebraic":  # the weights that vanish do so like a power of t for very long
+        slope = depth * np.abs(run.end).max() ** (depth - 1)
+        assert np.abs(reached - wanted).max() <= slope * run.limit.remainder
+    else:
+        assert run.limit.kind == "minimum"
+        np.testing.assert_allclose(reached, wanted, rtol=0, atol=1e-8)
+
+
+def test_a_deep_linear_network_is_not_at_its_limit_on_a_plateau():
+    model, target = gflow.DeepLinear((3, 3, 3, 3)), np.diag([2.0, 1.0, 0.5])
+    problem = gflow.Problem.factorization(target)
+    run = gflow.flow(model, problem, model.init("gaussian", scale=1e-3, rng=0), np.inf)
+    w1, w2, w3 = model.unpack(run.end)
+    assert run.limit.kind == "saddle" or np.abs(w3 @ w2 @ w1 - target).max() < 1e-8
