@@ -206,7 +206,12 @@ def check(claim: Claim, rtol: float = 1e-9) -> Verdict:
         raise ValueError(f"rtol must lie in [1e-11, 1), so that finer runs are possible; got {rtol}")
 
     def run(tolerance: float) -> Evidence:
-        return of_type("claim.run(rtol)", claim.run(tolerance), Evidence, "a gflow.claims.Evidence")
+        evidence = of_type("claim.run(rtol)", claim.run(tolerance), Evidence, "a gflow.claims.Evidence")
+        if any(
+            status.code == "interrupted" for status in evidence.statuses
+        ):  # what it measured is no verdict
+            raise KeyboardInterrupt
+        return evidence
 
     rtols = [rtol, max(rtol / 100, _FINEST)]
     runs = [run(r) for r in rtols]

@@ -87,7 +87,7 @@ class SetUp:
         common = (self.model, self.problem)
         end = min(FIRST, latest)
         path = stochastic_flow(*common, self.theta0, end, self.step_size, rng=seed)
-        while end < latest and self.residual(path.end) > residual:
+        while path.status.code == "finished" and end < latest and self.residual(path.end) > residual:
             end = min(1.3 * end, latest)
             path = stochastic_flow(*common, None, end, self.step_size, start=path)
         return path
@@ -159,7 +159,7 @@ def claims(size: str) -> list[tuple[Claim, str]]:
     return [
         claim(f"{paths} paths", partial(ends, plain, paths), "holds"),
         claim("small steps", partial(ends, replace(plain, step_size=0.02), 1), "holds"),
-        claim("start of another shape", partial(ends, replace(plain, shaped=True), paths // 2), "holds"),
+        claim("start of another shape", partial(ends, replace(plain, shaped=True, step_size=0.05), paths // 2), "holds"),
         claim("control: path cut short", short, "inapplicable"),
         claim(
             "control: path cut short, hypothesis ignored", partial(short, respect_hypotheses=False), "violated"
@@ -310,9 +310,9 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
     sizes = (
         np.array([0.01, 0.025, 0.05, 0.1])
         if size == "quick"
-        else np.array([0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.085, 0.1])
+        else np.array([0.01, 0.02, 0.03, 0.05, 0.07, 0.085, 0.1])
     )
-    swept = sweep(setup, sizes, 8 if size == "quick" else 50, 2500.0)
+    swept = sweep(setup, sizes, 8 if size == "quick" else 24, 2500.0)
     advance(0.8, "runs of the figures")
     made = runs(setup)
     section.rows += [observation_row(one) for one in observations(setup, made, swept)]
