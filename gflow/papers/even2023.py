@@ -23,6 +23,7 @@ from gflow.claims import Claim, Conclusion, Evidence, Observation, check
 from gflow.ensembles import ensemble
 from gflow.iterate import batches, descend
 from gflow.models.diagonal import Diagonal
+from gflow.papers import unbroken
 from gflow.papers.sparse import SparseRegression
 from gflow.report import Plate, Section, observation_row, verdict_rows
 from gflow.theory import Hypothesis, bias, effective
@@ -110,7 +111,7 @@ def made(setup: SetUp) -> Descent:
         model, setup.data.problem, theta0, setup.step_size, setup.n_steps, optimizer=setup.optimizer, rng=rng,
         **setup.options,
     )  # fmt: skip
-    return Descent(setup, run, gradients(setup.data, run))
+    return Descent(setup, unbroken(run), gradients(setup.data, run))
 
 
 def gradients(data: SparseRegression, run: Trajectory) -> Array:
@@ -366,7 +367,7 @@ def scan(batch_size: int | None, size: str, advance: Callable[[float, float], No
                 n_steps=steps,
                 **options,
             )
-        for r, run in enumerate(runs):
+        for r, run in enumerate(unbroken(runs)):
             beta = model.predictor(run.end)
             if run.outcome.code != "finished" or not FIRST.misfit(beta) <= FITTED:
                 continue
@@ -405,7 +406,7 @@ def shape(batch_size: int | None, size: str) -> Shape:
         save_every=steps,
         **options,
     )
-    u, v = model.unpack(runs.last)
+    u, v = model.unpack(unbroken(runs).last)
     with np.errstate(divide="ignore"):
         gain = -np.log(np.abs((u - v) * (u + v)) / (2 * ALPHA**2))
     return Shape(gain, max(SHAPE.misfit(b) for b in u * v), step_size)
@@ -510,17 +511,14 @@ def _shape_plate(out: Path, shapes: dict[str, Shape]) -> Plate:
     )
 
 
-def edge_runs(
-    below: float = 0.5, above: float = 1.3, n_steps: int = 20_000
-) -> tuple[float, list[Trajectory]]:
+def edge_runs(below: float = 0.5, above: float = 1.3) -> tuple[float, list[Trajectory]]:
     """Gradient descent at step sizes below and above the stability limit of the flow's limit, with that limit."""
     model, theta0 = network(EDGE)
     critical = 2.0 / observe.sharpness(model, EDGE.problem, _flow_end(model, EDGE, theta0))
     runs = ensemble(
-        model, EDGE.problem, np.tile(theta0, (2, 1)), step_size=np.array([below, above]) * critical, n_steps=n_steps,
-        save_every=10,
+        model, EDGE.problem, np.tile(theta0, (2, 1)), step_size=np.array([below, above]) * critical, n_steps=10_000,
     )  # fmt: skip
-    return critical, list(runs)
+    return critical, list(unbroken(runs))
 
 
 def _flow_end(model: Diagonal, data: SparseRegression, theta0: Array) -> Array:

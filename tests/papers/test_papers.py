@@ -52,5 +52,6 @@ def test_a_crossing_that_the_run_misses_is_not_a_number(monkeypatch):
 
 
 def test_an_unknown_paper_is_named():
-    with pytest.raises(ValueError, match="name must be one of 'digits', 'saxe2013', 'kinks'; got 'moon'"):
+    known = ", ".join(map(repr, papers.PAPERS))
+    with pytest.raises(ValueError, match=f"name must be one of {known}; got 'moon'"):
         papers.paper("moon")
