@@ -31,7 +31,7 @@ def paper(name: str) -> Any:
 
 def unbroken(run: Any) -> Any:
     """A trajectory or an ensemble as it is; KeyboardInterrupt if Ctrl-C has ended it, so that the paper ends too."""
-    if run.status.code == "interrupted" or "interrupted" in getattr(run, "codes", ()):
+    if "interrupted" in (run.codes if hasattr(run, "codes") else (run.outcome.code,)):
         raise KeyboardInterrupt
     return run
 
