@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gflow._blas import one_thread
 from gflow._progress import Progress
 from gflow.objective import Objective
 from gflow.trajectory import Status, Trajectory
@@ -213,13 +214,6 @@ def same_run(objective: Objective, theta0: ArrayLike | None, start: Any) -> Arra
     return first
 
 
-@cache
-def _pools() -> Any:
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController().select(user_api="blas")
-
-
 def _widest(objective: Objective) -> int:
     return int(max(objective.dims.tolist(), default=0))
 
@@ -241,7 +235,7 @@ def hold_blas(objective: Objective) -> AbstractContextManager[Any]:
     """
     if _multiplications(objective) < 32**3 or blas_pays(objective):
         return nullcontext()
-    return _pools().limit(limits=1)
+    return one_thread()
 
 
 @cache

@@ -29,6 +29,13 @@ def paper(name: str) -> Any:
     return importlib.import_module(f"gflow.papers.{one_of('name', name, PAPERS)}")
 
 
+def unbroken(run: Any) -> Any:
+    """A trajectory or an ensemble as it is; KeyboardInterrupt if Ctrl-C has ended it, so that the paper ends too."""
+    if "interrupted" in (run.codes if hasattr(run, "codes") else (run.outcome.code,)):
+        raise KeyboardInterrupt
+    return run
+
+
 def reproduce(name: str, out: str | Path, size: str = "full", advance: Advance | None = None) -> Section:
     """Check a paper's claims and draw its figures into the folder ``out / name``.
 

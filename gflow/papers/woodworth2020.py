@@ -7,7 +7,7 @@ regression: Gaussian inputs, a teacher of s equal entries 1/√s, label noise of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -20,9 +20,9 @@ from scipy.integrate import solve_ivp
 
 from gflow import plot
 from gflow.claims import Claim, Conclusion, Evidence, Observation, check
-from gflow.ensembles import ensemble
 from gflow.integrate import flow
 from gflow.models.diagonal import Diagonal
+from gflow.papers import unbroken
 from gflow.papers.sparse import SparseRegression
 from gflow.problem import Problem
 from gflow.report import Plate, Section, observation_row, verdict_rows
@@ -94,9 +94,9 @@ class SetUp:
     def to_the_limit(self, rtol: float) -> tuple[Trajectory, Array, Hypothesis]:
         """The flow, where it ends, and whether that interpolates."""
         if self.depth == 2 and not self.weight_decay:
-            run = flow(self.model, self.problem, self.theta0, np.inf, rtol=rtol, coords="log")
+            run = unbroken(flow(self.model, self.problem, self.theta0, np.inf, rtol=rtol, coords="log"))
         else:
-            run = flow(self.model, self.problem, self.theta0, self.end, rtol=rtol, rest=REST)
+            run = unbroken(flow(self.model, self.problem, self.theta0, self.end, rtol=rtol, rest=REST))
         beta = self.model.predictor(run.end)
         return run, beta, Hypothesis(
             "the flow has come to an interpolator (defect: ‖Xβ − y‖ / ‖y‖)", self.data.misfit(beta), tolerance=max(REACHED, rtol)
@@ -131,7 +131,7 @@ def follows(setup: SetUp, rtol: float, respect_hypotheses: bool = True) -> Evide
         return Evidence(hypotheses)
     times = learning_times(setup)
     wanted = mirror_flow(setup.equal_start, times)
-    run = flow(setup.model, setup.problem, setup.theta0, times, rtol=rtol)
+    run = unbroken(flow(setup.model, setup.problem, setup.theta0, times, rtol=rtol))
     error = np.abs(setup.model.predictor(run.theta) - wanted).max(axis=1) / np.abs(wanted).max(axis=1)
     conclusion = Conclusion("β(t), largest difference from the closed form over the largest entry",
                             float(error.max()), ACCURACY)  # fmt: skip
@@ -302,7 +302,7 @@ def regimes_grid(sparse: SparseRegression, size: str, advance: Callable[[float, 
         setups = [SetUp(sparse, depth, float(s ** (1 / depth))) for s in scales]
         limits = np.array([predicted_limit(s) for s in setups])
         some = [k for k in range(0, count, 2) if depth == 2 or scales[k] >= 1e-6]
-        ends = np.array(list(_ends([setups[k] for k in some])))
+        ends = np.array([setups[k].to_the_limit(1e-10)[1] for k in some])
         gaps = np.abs(ends - limits[some]).max(axis=1) / np.abs(limits[some]).max(axis=1)
         grids.append(
             Grid(
@@ -311,15 +311,6 @@ def regimes_grid(sparse: SparseRegression, size: str, advance: Callable[[float, 
             )
         )  # fmt: skip
     return grids
-
-
-def _ends(setups: list[SetUp]) -> Iterable[Array]:
-    """Where the flows end: at depth 2 in dual coordinates, one after another; deeper ones side by side."""
-    if setups[0].depth == 2:
-        return (s.to_the_limit(1e-9)[1] for s in setups)
-    model, end = setups[0].model, max(s.end for s in setups)
-    runs = ensemble(model, setups[0].problem, [s.theta0 for s in setups], end, rtol=1e-10)
-    return model.predictor(np.where((runs.codes == "finished")[:, None], runs.theta[:, -1], np.nan))
 
 
 def observations(sparse: SparseRegression, grid: list[Grid]) -> list[Observation]:
@@ -378,6 +369,7 @@ def _regimes_plate(out: Path, sparse: SparseRegression, grid: list[Grid]) -> Pla
     left.set_ylabel("$\\|\\beta\\|_1$ / least − 1")
     right.set_title("excess test error")
     right.set_ylabel("$\\|\\beta - \\beta^*\\|_2^2$")
+    right.set_ylim(bottom=0.5 * min(float(g.test.min()) for g in grid))
     right.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     right.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
     right.yaxis.set_minor_formatter(NullFormatter())

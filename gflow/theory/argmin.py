@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import qr, solve_triangular
 from scipy.optimize import nnls
 
+from gflow._blas import one_thread
 from gflow._check import finite_array
 from gflow.theory.diagonal import Mirror
 from gflow.theory.prediction import Refused
@@ -110,7 +111,10 @@ def argmin(m: Mirror, X: ArrayLike, y: ArrayLike) -> Argmin:
             f"theta0 must not be so small that alpha² and y are more than {_FITS / np.log(10):.0f} decades apart; "
             f"they are {apart / np.log(10):.0f}"
         )
-    return _Newton(m, rows, goal, max(excess, 0.0) / m.depth).solve(residual)
+    with (
+        one_thread()
+    ):  # more of them do not pay in its narrow factorisations, and wait for each other on a busy machine
+        return _Newton(m, rows, goal, max(excess, 0.0) / m.depth).solve(residual)
 
 
 def row_space(x: Array, y: Array) -> tuple[Array, Array, float]:

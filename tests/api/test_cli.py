@@ -30,7 +30,7 @@ def test_an_unknown_paper_is_an_error_before_anything_runs(capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
         cli.main(["reproduce", "moon", "--out", str(tmp_path / "out")])
     assert stop.value.code == 2
-    assert "NAME must be among digits, saxe2013, kinks; got moon" in capsys.readouterr().err
+    assert f"NAME must be among {', '.join(papers.PAPERS)}; got moon" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -387,3 +387,23 @@ def test_large_products_use_the_threads_of_blas_instead():
     assert not blas_pays(Objective(SCALAR, UNIT))
     wide = gflow.DeepLinear((600, 600))
     assert blas_pays(Objective(wide, gflow.Problem.factorization(np.eye(600))))
+
+
+def test_the_pace_of_stiff_flows_is_that_of_steps_taken(monkeypatch):
+    """An allowance of steps that were not taken must not feed the next one, without end."""
+    rng = np.random.default_rng(0)
+    problem = gflow.Problem(rng.standard_normal((5, 10)), rng.standard_normal(5))
+    model, allowed = gflow.Diagonal(10, depth=3), []
+    advance = ensembles._SingleWorker.advance
+
+    def watched(self, budget):
+        before = self.steps
+        done = advance(self, budget)
+        allowed.append((budget, self.steps - before))
+        return done
+
+    monkeypatch.setattr(ensembles._SingleWorker, "advance", watched)
+    runs = gflow.ensemble(model, problem, [model.init(scale=0.3)], 1e3, jobs=1)
+    taken = int(runs.counts["accepted"][0] + runs.counts["rejected"][0])
+    assert sum(steps for _, steps in allowed) == taken
+    assert all(steps <= budget for budget, steps in allowed)

@@ -9,7 +9,7 @@ import pytest
 from cases import CASES
 
 import gflow
-from gflow.iterate import Options
+from gflow.iterate import Options, batches
 from gflow.kernels import abi, descent
 from gflow.objective import Objective
 
@@ -349,6 +349,35 @@ def test_a_batch_of_all_samples_is_the_full_gradient(summed, optimizer):
     whole = gflow.descend(model, problem, theta, 0.02, 30, optimizer=optimizer)
     batch = gflow.descend(model, problem, theta, 0.02, 30, optimizer=optimizer, batch_size=7)
     np.testing.assert_allclose(batch.theta, whole.theta, rtol=0, atol=1e5 * EPS)
+
+
+@pytest.mark.parametrize("replacement", [False, True])
+def test_the_samples_of_each_step_are_told(replacement):
+    rng = np.random.default_rng(0)
+    x, y, size, step = rng.standard_normal((7, 3)), rng.standard_normal(7), 2, 0.01
+    model, problem = gflow.Diagonal(3, form="product"), gflow.Problem(x, y)
+    run = gflow.descend(
+        model, problem, model.init(scale=0.5), step, 20, batch_size=size, replacement=replacement, rng=3
+    )
+    rows = batches(run)
+    assert rows.shape == (20, size)
+    for k, batch in enumerate(rows):
+        u, v = model.unpack(run.theta[k])
+        g = 2 * problem.factor * 7 / size * x[batch].T @ (x[batch] @ (u * v) - y[batch])
+        np.testing.assert_allclose(
+            run.theta[k + 1], np.concatenate([u - step * g * v, v - step * g * u]), rtol=0, atol=10 * EPS
+        )
+    runs = gflow.ensemble(
+        model, problem, model.init(scale=0.5), step_size=step, n_steps=20, batch_size=size,
+        replacement=replacement, rng=[2, 3],
+    )  # fmt: skip
+    np.testing.assert_array_equal(batches(runs[1]), rows)
+
+
+def test_a_descent_on_the_whole_loss_has_no_batches():
+    run = gflow.descend(gflow.DeepLinear((1, 1)), gflow.Problem.factorization([[1.0]]), [0.5], 0.1, 2)
+    with pytest.raises(ValueError, match="trajectory must be of a descent with a batch_size"):
+        batches(run)
 
 
 def test_an_epoch_takes_each_sample_once():
