@@ -244,7 +244,7 @@ def test_ctrl_c_returns_a_partial_trajectory():
         try:
             assert child.stdout.readline().strip() == "running"
             child.send_signal(signal.SIGINT)
-            out, err = child.communicate(timeout=60)
+            out, err = child.communicate(timeout=300)
         finally:
             child.kill()
     assert out.split() == ["interrupted", "True", "True", "True"], err
