@@ -126,7 +126,7 @@ def ends(
             max(pair, key=lambda h: h.defect) for pair in zip(hypotheses or measured, measured, strict=True)
         ]
         if respect_hypotheses and not all(h.holds for h in hypotheses):
-            return Evidence(tuple(hypotheses))
+            return Evidence(tuple(hypotheses), statuses=(path.status,))
         alpha = theory.effective.noise_start(model, problem, start, integral, setup.step_size).log_alpha
         logs = np.mean(model.unpack(path.log_theta[-1]), axis=0) if path.log_theta is not None else np.nan
         beta, predicted = model.predictor(path.end), found.predict(np.inf)[0, 0]
