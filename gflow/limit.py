@@ -6,7 +6,8 @@ the size of what is left to go.  They are told apart by Weyl's inequality: no ei
 the limit by more than the norm of the Hessian's change.  A Newton step on the stiff directions alone leaves a
 remainder that is quadratic in its length (on all directions it would invert the valley's noise).  The remainder's
 constant is measured: by the difference of the limits seen from two states of the flow, one further along than the
-other.
+other.  A gradient that remains along the valley, and does not fall as a quadratic would, is a slower approach: the
+flow goes on.  What is slower than rounding shows (rates below some 1e-13 of the largest) counts as standing still.
 
 A flow that nears its limit like a power of t has no such gap: the power is fitted to the speeds at geometrically
 spaced times.  A flow that comes to rest where the Hessian has a negative eigenvalue, and is off that direction by
@@ -62,6 +63,7 @@ class _View(NamedTuple):
     unstable: float  # component of the state's distance to the limit along unstable directions
     noise: float  # eigenvalues below this in size belong to the valley
     floor: float  # ... and may be rounding below this
+    left: float  # size of the gradient at the limit, 0 where it is rounding
 
 
 class Seeker:
@@ -118,7 +120,21 @@ class Seeker:
             solved = self.inside(limit)
         slowest = float(values[chosen].min()) if stiff else 0.0
         length = float(np.linalg.norm(step))
-        return _View(t, speed, theta, limit, length, solved, stiff, slowest, lowest, off, noise, floor)
+        return _View(
+            t,
+            speed,
+            theta,
+            limit,
+            length,
+            solved,
+            stiff,
+            slowest,
+            lowest,
+            off,
+            noise,
+            floor,
+            left if left > rounding else 0.0,
+        )
 
     def _gradient(self, theta: Array) -> Array:
         return self.objective.gradient(theta)
@@ -202,6 +218,8 @@ class Seeker:
         if not (before.solved and view.solved):
             return None
         if before.stiff != view.stiff or before.step == 0.0:
+            return None
+        if view.left > before.left * view.step / before.step:  # something slower goes on along the valley
             return None
         apart = float(np.linalg.norm(before.limit - view.limit))
         if apart > _SOLVED * before.step:

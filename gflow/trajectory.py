@@ -96,7 +96,8 @@ class Limit(NamedTuple):
     does not depart although the Hessian has a negative eigenvalue; ``"algebraic"``, approached like a power of t;
     ``"degenerate"``, a critical point where the Hessian is zero; ``"none"``: the speed falls too slowly for a limit.
     ``remainder``: bound on the distance ‖θ‖ between the given state and the limit of the flow through the states
-    that were computed, to leading order; what the integration errs by is in ``error_estimate()``.
+    that were computed, to leading order; what the integration errs by is in ``error_estimate()``.  Directions whose
+    rates are below rounding, some 1e-13 of the largest, count as standing still.
     ``exponent``: q where what is left falls like t^(−q), else NaN.  ``stiff``: number of stiff directions;
     ``slowest``: the smallest eigenvalue among them, the rate of the approach; ``lowest``: the lowest eigenvalue of
     the Hessian.  ``reached``: the time to which the flow was integrated.  With ``coords="log"`` all of that is of
