@@ -98,7 +98,8 @@ def flow(
         \\|w₊\\|^D + \\|w₋\\|^D.  States and observables are the parameters as ever, 0 where they underflow;
         ``trajectory.log_theta`` holds their logarithms.  The coordinates of depth 2 and the square loss descend
         a convex function: the sensitivity, the gauge of the dissipation, and ``trajectory.limit`` are of that.
-        For depth 2 and the square loss all methods serve and t may end with ``np.inf``; else explicit ones.  With ``start=`` it is to be given again.
+        For depth 2 and the square loss all methods serve and t may end with ``np.inf``, if some β of the signs that
+        the start allows interpolates; else explicit ones.  With ``start=`` it is to be given again.
     observe : name, callable, list of them, or dict of name to callable, optional
         Observables f(model, problem, theta) to compute at the saved times; names are those of
         :mod:`gflow.observe`.  Results: ``trajectory[name]``, NaN at states that an interrupt left unseen.
