@@ -22,6 +22,8 @@ _PATTERN = ("mode", "numbers", "share", "rate", "scales")
 _HISTORY_BLOCK = 4096
 _DENSE_BLOCK_BYTES = 2**25
 _NEW_METHOD_STEPS = 16
+# So few numbers t within the time in which the state changes by its own size are too few for steps.
+_COARSE = 1e4
 
 
 def begin(
@@ -229,10 +231,18 @@ class Flow:
         if code == explicit.NON_FINITE:
             advice = " Check that the loss and its gradient are finite there; the last finite state is kept."
             return Status("non_finite", self.stopped_at("the gradient is not finite") + advice)
-        advice = (
-            " The field seems to be discontinuous or not smooth here, or rtol and atol ask for more than "
-            "double precision holds."
-        )
+        size, speed = float(np.linalg.norm(self.now)), math.sqrt(self.state.slopes[0])
+        spacing = float(np.spacing(self.state.clock[explicit.T]))
+        if size < _COARSE * spacing * speed:
+            advice = (
+                f" The state changes by its own size within {size / speed:.2g}, and double precision numbers near this "
+                f"t lie {spacing:.2g} apart: so late the flow cannot be followed.  From a larger start it gets here sooner."
+            )
+        else:
+            advice = (
+                " The field seems to be discontinuous or not smooth here, or rtol and atol ask for more than "
+                "double precision holds."
+            )
         return Status("step_too_small", self.stopped_at("the step size fell below the spacing of t") + advice)
 
     def stopped_at(self, why: str) -> str:

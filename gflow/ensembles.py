@@ -356,6 +356,11 @@ def ensemble(
     }
     for name in options:
         if name not in _DESCENT_ONLY and name not in _PATHS_ONLY:
+            if name in ("coords", "clock", "dense", "rest", "stop", "start"):
+                raise ValueError(
+                    f"{name} must be left out: it is an option of flow for single runs; ensembles run in plain "
+                    "coordinates by the clock of time, from their start to the end of t"
+                )
             raise ValueError(
                 f"{name} is no argument of ensemble, nor an option of descend or stochastic_flow"
             )

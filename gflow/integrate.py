@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from math import isfinite
+from math import exp, isfinite, log
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from gflow.problem import Problem
 from gflow.trajectory import Trajectory
 
 _MANY_PAIRS = 2000
+_UNLESS = "unless the depth is 2 and the loss the square loss"
 
 
 def flow(
@@ -97,7 +98,8 @@ def flow(
         \\|w₊\\|^D + \\|w₋\\|^D.  States and observables are the parameters as ever, 0 where they underflow;
         ``trajectory.log_theta`` holds their logarithms.  The coordinates of depth 2 and the square loss descend
         a convex function: the sensitivity, the gauge of the dissipation, and ``trajectory.limit`` are of that.
-        For depth 2 and the square loss all methods serve and t may end with ``np.inf``; else explicit ones.  With ``start=`` it is to be given again.
+        For depth 2 and the square loss all methods serve and t may end with ``np.inf``, if some β of the signs that
+        the start allows interpolates; else explicit ones.  With ``start=`` it is to be given again.
     observe : name, callable, list of them, or dict of name to callable, optional
         Observables f(model, problem, theta) to compute at the saved times; names are those of
         :mod:`gflow.observe`.  Results: ``trajectory[name]``, NaN at states that an interrupt left unseen.
@@ -169,6 +171,10 @@ def flow(
     chart = None
     if coords == "log":
         chart = _log_coordinates(objective, theta, clock)
+        if method == "bdf" and getattr(chart, "hvp", None) is None:
+            raise ValueError(
+                f"method must be explicit with coords='log' {_UNLESS}: hvp is lacking; got 'bdf'"
+            )
         potential = Objective(chart, problem)
     if start is None:
         if atol is None:
@@ -183,7 +189,10 @@ def flow(
     times = check_times(t, origin if start is None else float(start.t[-1]), start, clock)
     to_limit = bool(np.isinf(times[-1]))
     if to_limit:
-        _check_limit(potential, rest, bool(events))
+        _check_limit(potential, rest, bool(events), coords)
+    if clock == "time" and objective.has("log_escape"):
+        log_time, log_pace = model.log_escape(problem, theta)
+        _check_escape(log_time, log_pace, float(times[-1]))
     part = FIRST_LOOK if to_limit else (rest or 0.0)
     first = theta if chart is None else chart.start
     if not type(model).__module__.startswith("gflow."):
@@ -198,6 +207,9 @@ def flow(
         "max_steps": run.steps_before + max_steps,
     }  # fmt: skip
     outcome = drive(run, watch, max_steps, progress)
+    if chart is not None and outcome.code == "max_steps":
+        crawl = " With coords='log' steps are short where weights of very different sizes start; coords='plain' may be faster."
+        outcome = replace(outcome, message=outcome.message + crawl)
     made = run.result(outcome, watch)
     if chart is not None:
         made |= {"theta": chart.theta(made["theta"]), "coordinates": made["theta"]}
@@ -316,15 +328,34 @@ def check_rtol(rtol: float) -> float:
     return rtol
 
 
-def _check_limit(objective: Objective, rest: float | None, events: bool) -> None:
+def _check_limit(objective: Objective, rest: float | None, events: bool, coords: str) -> None:
     """Whether the limit can be looked for."""
     if rest is not None:
         raise ValueError("rest must be None where t ends with inf, which itself looks for rest")
+    if not objective.has("hvp") and coords == "log":
+        raise ValueError(f"t must be finite with coords='log' {_UNLESS}; got inf")
     if not objective.has("hvp"):
         name = type(objective.model).__name__
         raise ValueError(f"t must be finite: the limit needs model.hvp, which {name} does not have")
     if not events and hasattr(objective.model, "piecewise"):
         raise ValueError("events must be True where t ends with inf: the limit is that of the exact flow")
+    if objective.has("check_limit"):
+        objective.model.check_limit()
+
+
+def _check_escape(log_time: float, log_pace: float, end: float) -> None:
+    """Refuse to go past an escape from 0 that is faster than double precision can tell times apart there."""
+    log_spacing = log_time + log(sys.float_info.epsilon)
+    if log(end) <= log_time or log_spacing <= log_pace:
+        return
+    number = (
+        f"{exp(x):.3g}" if abs(x) < 700 else f"1e{x / log(10):.0f}" for x in (log_time, log_pace, log_spacing)
+    )
+    raise ValueError(
+        "t must end before {} for this start: only there does the network leave 0, and it then moves within times of "
+        "{}, while double precision numbers of that size lie {} apart.  Take a larger start (or a smaller depth); "
+        "gflow.theory.saddles and gflow.theory.bias say where it goes; got {:g}".format(*number, end)
+    )
 
 
 def default_atols(objective: Objective, thetas: Array, rtol: float) -> Array:

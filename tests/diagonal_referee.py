@@ -57,8 +57,8 @@ def weights_flow(form, depth, theta0, slope, times, rtol=1e-12):
     return predictor(form, depth, found.y[:size].T), found.y[size:].T
 
 
-def mirror_flow(form, depth, alpha, x, y, factor, times, rtol=1e-10, atol=1e-12):
-    """β (T, d) of L = factor ‖Xβ − y‖² by its mirror flow, dη/dt = −∇L(β), with Radau and its Jacobian.
+def mirror_flow(form, depth, alpha, x, y, factor, times, rtol=1e-10, atol=1e-12, method="Radau"):
+    """β (T, d) of L = factor ‖Xβ − y‖² by its mirror flow, dη/dt = −∇L(β), with its Jacobian for implicit methods.
 
     From w₊ = w₋ = α, or u = √2 α and v = 0; alpha may be an array (d,), and however small: at depth 2 q = κη,
     β = 2 a² sinh q with a = α, or α / √2; beyond q = artanh(D (D − 2) α^(D−2) η), as h_D has a pole at 1.
@@ -101,7 +101,8 @@ def mirror_flow(form, depth, alpha, x, y, factor, times, rtol=1e-10, atol=1e-12)
         return out
 
     with np.errstate(over="ignore", invalid="ignore"):  # trial steps of Newton's method inside Radau
-        found = solve_ivp(rhs, (0, times[-1]), np.zeros(d), "Radau", times, rtol=rtol, atol=atol, jac=jac)
+        options = {"rtol": rtol, "atol": atol} | ({} if method == "DOP853" else {"jac": jac})
+        found = solve_ivp(rhs, (0, times[-1]), np.zeros(d), method, times, **options)
     assert found.success, found.message
     return beta(found.y.T)
 

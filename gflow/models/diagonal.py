@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gflow._check import finite_array, generator, one_of, positive, positive_int
+from gflow.kernels import abi
 from gflow.kernels import diagonal as kernels
 from gflow.models.base import Array, BatchArguments, Layered, loss_code
 from gflow.models.logarithms import Dual, Logarithms, Noisy
@@ -99,6 +100,17 @@ class Diagonal(Layered):
     def log_coordinates(self, problem: Problem, theta0: ArrayLike) -> Dual | Logarithms:
         """The coordinates of the flow from ``theta0`` for ``coords="log"``.
 
+        Parameters
+        ----------
+        problem : Problem
+        theta0 : array (P,)
+            Start.
+
+        Returns
+        -------
+        Dual or Logarithms
+            At depth 2, and beyond.
+
         Raises
         ------
         ValueError
@@ -117,6 +129,18 @@ class Diagonal(Layered):
     def noisy_coordinates(self, problem: Problem, theta0: ArrayLike, step_size: float) -> Noisy:
         """The coordinates of the stochastic flow from ``theta0``, see :func:`gflow.stochastic_flow`.
 
+        Parameters
+        ----------
+        problem : Problem
+        theta0 : array (P,)
+            Start.
+        step_size : float
+            γ of the stochastic gradient descent that the flow stands for.
+
+        Returns
+        -------
+        Noisy
+
         Raises
         ------
         ValueError
@@ -133,6 +157,31 @@ class Diagonal(Layered):
                 f"{problem.loss} loss and weight_decay = {problem.weight_decay:g}"
             )
         return Noisy.under(step_size, Dual.of(self.form, problem, self.unpack(theta0), compress=False))
+
+    def log_escape(self, problem: Problem, theta0: ArrayLike) -> tuple[float, float]:
+        """Logarithms of the time at which a flow leaves 0, and of that within which it then moves, for depth D > 2.
+
+        A weight w grows from a small start as (w(0)^(2−D) − D (D−2) g t)^(−1/(D−2)), g = |∂L/∂β| at β = 0: past all
+        bounds at the first, w(0)^(2−D) / (D (D−2) g), and from size 1 within the second, 1 / (D (D−2) g).  Both are
+        inf if nothing leaves 0.
+        """
+        if self.depth == 2 or problem.weight_decay or problem.logarithm:
+            return np.inf, np.inf
+        d, product = self.inputs, Diagonal(self.inputs, form="product")
+        data, dims, work = product.kernel_arguments(problem)
+        slope = np.empty(2 * d)  # by u at u = 0, v = 1, that is by β at β = 0
+        abi.as_kernel(kernels.gradient, "gradient").call(
+            0.0, np.repeat([0.0, 1.0], d), data, dims, np.empty(work), slope
+        )
+        parts = np.array(self.unpack(theta0))
+        sides = np.sign(parts) ** self.depth * np.array([1.0, -1.0])[: len(parts), None]
+        grows = sides * slope[:d] < 0.0
+        if not grows.any():
+            return np.inf, np.inf
+        pulls = np.broadcast_to(self.depth * (self.depth - 2) * np.abs(slope[:d]), parts.shape)[grows]
+        paces = -np.log(pulls)
+        times = paces - (self.depth - 2) * np.log(np.abs(parts[grows]))
+        return float(times.min()), float(paces[times.argmin()])
 
     def _check(self, problem: Problem) -> None:
         self.check_problem(problem, self.inputs, 1)

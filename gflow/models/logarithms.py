@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 
 from gflow.kernels import diagonal
 from gflow.kernels import logarithms as kernels
 from gflow.models.base import Array, loss_code
 from gflow.problem import Problem
+
+#: A residual up to this, relative to the labels, is rounding.
+_INTERPOLATES = 1e-10
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,10 +26,18 @@ class Dual:
     ----------
     product : bool
         Whether the parameters are [u, v], whose pair is u + v, u − v, or are the pair themselves.
+    single : bool
+        Whether the parameters are [w] alone, the first of the pair; the second is 0.
+    code : int
+        The loss, as ``kernels/losses.py`` numbers it.
     signs, logs : arrays (2, d)
         Signs and logarithms of the sizes of the pair at the start; −inf where there is none.
     rows, labels : arrays (m, d), (m,)
-        Those of the problem, or for the square loss as many that are equivalent as are independent.
+        Those of the problem, or for the square loss as many that are equivalent as are independent (a zero if none is).
+    factor : float
+        The problem's.
+    unit : float
+        The coordinates are unit · ν, G = rowsᵀ ν: a change of them by 1 moves no logarithm by more than 1.
     """
 
     product: bool
@@ -51,7 +63,10 @@ class Dual:
         if compress and problem.loss == "square":
             left, sizes, right = np.linalg.svd(rows, full_matrices=False)
             rank = int(np.sum(sizes > sizes[0] * max(rows.shape) * np.finfo(float).eps))
-            rows, labels = sizes[:rank, None] * right[:rank], left[:, :rank].T @ labels
+            if rank > 0:
+                rows, labels = sizes[:rank, None] * right[:rank], left[:, :rank].T @ labels
+            else:  # no coordinate moves anything: one that rests
+                rows, labels = np.zeros((1, rows.shape[1])), np.zeros(1)
         rate = 1.0 if form == "product" else 2.0
         unit = (rate * float(np.sqrt(np.max(np.sum(rows**2, axis=0)))) or 1.0) if compress else 1.0
         return cls(
@@ -85,6 +100,23 @@ class Dual:
     def start(self) -> Array:
         """The coordinates (m,) of the start."""
         return np.zeros(self.size)
+
+    def check_limit(self) -> None:
+        """Raise a ValueError if the coordinates have no limit as t → ∞: no β of the signs that there are interpolates."""
+        up, down = self.signs != 0.0
+        columns = np.hstack([self.rows[:, up], -self.rows[:, down]])
+        size = float(np.linalg.norm(self.labels))
+        if np.all(up & down) or size == 0.0:
+            return
+        off = size
+        if columns.shape[1]:
+            _, off = nnls(columns, self.labels, maxiter=max(100, 30 * columns.shape[1]))
+        if off > _INTERPOLATES * size:
+            raise ValueError(
+                "t must be finite with coords='log' here, as the dual coordinates have no limit: no beta of the signs "
+                "that the start allows interpolates, or attains the least-squares fit; the nearest is off by "
+                f"{off / size:.3g}, relative (coords='plain' has a limit all the same)"
+            )
 
     def kernel_arguments(self, problem: Any) -> tuple[Array, NDArray[np.int64], int]:
         """``data``, ``dims`` and the length of ``work`` that the kernels need."""

@@ -117,11 +117,11 @@ def ends(
     for seed in range(paths):
         path = setup.path(seed, rtol, latest)
         integral = counted * float(path["loss_integral"][-1])
-        found = theory.effective.noise_limit(model, problem, start, integral, setup.step_size, force=True)
-        off = Hypothesis(
-            "the path has converged (defect: ‖X β − y‖ / ‖y‖)", setup.residual(path.end), tolerance=rtol
+        found = theory.effective.noise_limit(
+            model, problem, start, integral, setup.step_size, float(path.loss[-1]), force=True
         )
-        measured = (*found.hypotheses, off)
+        *others, converged = found.hypotheses
+        measured = (*others, replace(converged, tolerance=rtol))  # as far as the path was to be followed
         hypotheses = [
             max(pair, key=lambda h: h.defect) for pair in zip(hypotheses or measured, measured, strict=True)
         ]

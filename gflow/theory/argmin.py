@@ -81,7 +81,7 @@ def argmin(m: Mirror, X: ArrayLike, y: ArrayLike) -> Argmin:
         branch have; the error says how far the nearest one is.
     gflow.theory.Refused
         If Newton's method does not converge: with coordinates of one branch the minimiser may have entries 0, which
-        no start approaches but with η → −∞.
+        no start approaches but with η → −∞; so may it be where the start's sizes span 20 decades or more.
 
     Notes
     -----
@@ -170,7 +170,7 @@ class _Newton:
             y, nu = self.m.start + np.exp(log_s) * dy, np.exp(log_s) * dnu
             found = self.correct(y, nu, log_s, _ON_THE_WAY)
         if found is None:
-            raise Refused("argmin Q refused: Newton's method does not converge near the start")
+            raise self.refused("does not converge near the start")
         y, nu, _ = found
         stride = 0.5
         for _ in range(_VALUES):
@@ -187,16 +187,21 @@ class _Newton:
                 if stride < 1e-9 and log_s > -1e-6:
                     break  # the end itself resists, by rounding: its defects are measured
                 if stride < 1e-9:
-                    raise Refused(
-                        f"argmin Q refused: Newton's method does not converge beyond {np.exp(log_s):.3g} of the way"
-                    )
+                    raise self.refused(f"does not converge beyond {np.exp(log_s):.3g} of the way")
                 continue
             y, nu, used = found
             log_s = aim
             stride = step * (2.0 if used <= 4 else 1.0 if used <= 8 else 0.5)
         else:
-            raise Refused(f"argmin Q refused: no end of the continuation after {_VALUES} values")
+            raise self.refused(f"with continuation does not end after {_VALUES} values")
         return self.result(y, nu, residual)
+
+    def refused(self, why: str) -> Refused:
+        sizes = self.true.log_alpha[self.true.moving] / np.log(10)
+        spread = f"; the sizes α_i of the start span {np.ptp(sizes):.0f} decades"
+        if self.m.depth == 2:
+            spread += ": gflow.flow(…, t=np.inf, coords='log') may get to the same limit"
+        return Refused(f"argmin Q refused: Newton's method {why}{spread}")
 
     def target(self, log_s: float) -> Array:
         return self.goal if log_s == 0 else self.base + np.exp(log_s) * (self.goal - self.base)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq, linprog, nnls
 
-from gflow._check import finite_array, positive
+from gflow._check import finite_array, positive, positive_int
 from gflow.problem import Problem
 from gflow.theory.argmin import argmin, row_space
 from gflow.theory.diagonal import Mirror, branches, check_depth, family, h, mirror, no_decay, regression
@@ -212,7 +212,7 @@ def rich_alpha(l1: float, size: int, excess: float, depth: int = 2, form: str = 
     Raises
     ------
     ValueError
-        If an argument is not positive.
+        If an argument is not positive, or the size no whole number.
 
     Notes
     -----
@@ -222,7 +222,7 @@ def rich_alpha(l1: float, size: int, excess: float, depth: int = 2, form: str = 
     |b| − (D/2) α^{D−2} |b|^{2/D} ≤ ∫ z db ≤ |b|: as soon as α^{D−2} ≤ 2 ε N / (D d^{1−2/D} ((1 + ε) N)^{2/D}), a power
     of ε N, where depth 2 asks for an exponential.
     """
-    n, d, e = positive("l1", l1), positive("size", size), positive("excess", excess)
+    n, d, e = positive("l1", l1), positive_int("size", size), positive("excess", excess)
     if check_depth(depth) == 2:
 
         def condition(log_x: float) -> float:
@@ -264,13 +264,47 @@ def kernel_alpha(l2: float, excess: float, depth: int = 2, form: str = "differen
 
 
 def woodworth_rich_alpha(l1: float, size: int, excess: float) -> float:
-    """The threshold of theorem 2 of arXiv 2002.09277 for the rich regime; arguments as in :func:`rich_alpha`."""
-    n, d, e = positive("l1", l1), positive("size", size), positive("excess", excess)
+    """The threshold of theorem 2 of arXiv 2002.09277 for the rich regime, α of the difference form at depth 2.
+
+    Parameters
+    ----------
+    l1, size, excess
+        As in :func:`rich_alpha`; the theorem supposes ε < d.
+
+    Returns
+    -------
+    float
+        α up to which ‖β‖₁ ≤ (1 + ε) · the least.
+
+    Raises
+    ------
+    ValueError
+        If an argument is not positive, the size no whole number, or ε ≥ d.
+    """
+    n, d, e = positive("l1", l1), positive_int("size", size), positive("excess", excess)
+    if e >= d:
+        raise ValueError(f"excess must be below size = {d}, as the theorem supposes; got {excess!r}")
     return float(np.exp(min(-(2 + e) / (2 * e) * np.log(2 * (1 + e) * n), -d / (e * n))))
 
 
 def woodworth_kernel_alpha(l2: float, excess: float) -> float:
-    """The threshold of theorem 2 of arXiv 2002.09277 for the kernel regime; arguments as in :func:`kernel_alpha`."""
+    """The threshold of theorem 2 of arXiv 2002.09277 for the kernel regime, α of the difference form at depth 2.
+
+    Parameters
+    ----------
+    l2, excess
+        As in :func:`kernel_alpha`.
+
+    Returns
+    -------
+    float
+        α from which on ‖β‖₂² ≤ (1 + ε) · the least.
+
+    Raises
+    ------
+    ValueError
+        If an argument is not positive.
+    """
     norm, e = positive("l2", l2), positive("excess", excess)
     return float(np.sqrt(2 * (1 + e) * (1 + 2 / e) * norm))
 

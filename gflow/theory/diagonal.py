@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gflow._check import finite_array, of_type, one_of, positive_int
+from gflow._check import finite_array, of_type, one_of, plain_array, positive_int
 from gflow.problem import Problem
 from gflow.theory.prediction import Hypothesis, Prediction
 
@@ -58,14 +58,14 @@ def h(z: ArrayLike, depth: int) -> Array:
     Raises
     ------
     ValueError
-        If the depth is below 2, or |z| ≥ 1 at depth ≥ 3.
+        If the depth is below 2, z is not finite, or |z| ≥ 1 at depth ≥ 3.
 
     Notes
     -----
     Source: arXiv 2002.09277.  The relative error is that of rounding z, which the pole magnifies by z / (1 − |z|).
     """
     depth = check_depth(depth)
-    values = np.asarray(z, dtype=np.float64)
+    values = _finite("z", z)
     if depth > 2 and not np.all(np.abs(values) < 1):
         raise ValueError(f"z must lie between -1 and 1 at depth {depth}; got {np.max(np.abs(values)):g}")
     flat = values.ravel()
@@ -73,12 +73,25 @@ def h(z: ArrayLike, depth: int) -> Array:
 
 
 def h_inverse(b: ArrayLike, depth: int) -> Array:
-    """The inverse of :func:`h`, for any real b; rounds to ±1 for |b| beyond 1 / ε^p at depth ≥ 3."""
+    """The inverse of :func:`h`, for any real b; rounds to ±1 for |b| beyond 1 / ε^p at depth ≥ 3.
+
+    Raises
+    ------
+    ValueError
+        If the depth is below 2, or b is not finite.
+    """
     depth = check_depth(depth)
-    values = np.asarray(b, dtype=np.float64)
+    values = _finite("b", b)
     flat = values.ravel()
     mirror = _standard(flat.size, depth)
     return mirror.z_of(mirror.y_at(flat)).reshape(values.shape)
+
+
+def _finite(name: str, value: ArrayLike) -> Array:
+    values = plain_array(name, value, "(...)").astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} must be finite; got {values[~np.isfinite(values)][0]}")
+    return values
 
 
 def _standard(size: int, depth: int) -> Mirror:

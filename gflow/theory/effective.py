@@ -38,7 +38,7 @@ from gflow.theory.diagonal import (
 from gflow.theory.prediction import Hypothesis, Prediction
 
 Array = NDArray[np.float64]
-#: Steps at the end that count as the last ones, and how small they are if descent has converged.
+#: Steps at the end that count as the last ones, and how small they, or a path's residual, are after convergence.
 _LAST, _CONVERGED = 0.01, 1e-5
 
 
@@ -222,25 +222,48 @@ def noise_limit(
     theta0: ArrayLike,
     loss_integral: float,
     step_size: float,
+    last_loss: float,
     force: bool = False,
 ) -> Prediction:
     """Where a path of stochastic gradient flow ends, from the integral of its loss.
 
-    Arguments and errors as in :func:`noise_start`.
+    Parameters
+    ----------
+    model, problem, theta0, loss_integral, step_size
+        As in :func:`noise_start`.
+    last_loss : float
+        L at the end of the path, with the problem's factor: whether the path has converged.
+    force : bool
+        Compute the limit although a hypothesis fails.
 
     Returns
     -------
     Prediction
         Of the observable ``"end_to_end"`` (T, 1, d) at t = 0 and t = inf, NaN between.
 
+    Raises
+    ------
+    ValueError
+        As :func:`noise_start`.
+
     Notes
     -----
-    Exact for paths that converge to an interpolator.  Source: arXiv 2106.09524.
+    Exact for paths that converge to an interpolator; what the loss adds to its integral after the recorded path is taken
+    as 0.  Source: arXiv 2106.09524.
     """
+    last = non_negative("last_loss", last_loss)
     effective = noise_start(model, problem, theta0, loss_integral, step_size)
     x, y = regression(problem, len(effective.start), "square")
     start = mirror(model, theta0).beta0
-    return limit_of(effective, x, y, "arXiv 2106.09524", (no_decay(problem),), force, start)
+    assert problem.factor is not None
+    size = float(np.linalg.norm(y))
+    off = np.sqrt(last / problem.factor)
+    converged = Hypothesis(
+        "the path has converged (defect: ‖X β − y‖ / ‖y‖ at its end)",
+        float(off / size) if size > 0 else float(off),
+        tolerance=_CONVERGED,
+    )
+    return limit_of(effective, x, y, "arXiv 2106.09524", (no_decay(problem), converged), force, start)
 
 
 def _two_layers(model: Any) -> tuple[str, int]:

@@ -92,7 +92,7 @@ class Prediction:
             If t is not one-dimensional, or holds anything but numbers ≥ 0; inf is allowed where the closed
             form has a limit.
         """
-        times = _times(t, infinite=True)
+        times = times_of(t, infinite=True)
         if not self.applies and not self.forced:
             raise Refused(self._refusal(times))
         return self.formula(times)
@@ -107,7 +107,7 @@ class Prediction:
         ValueError
             If t is not one-dimensional, or holds anything but finite numbers ≥ 0.
         """
-        times = _times(t)
+        times = times_of(t)
         if all(h.defect == 0 for h in self.hypotheses):
             return np.zeros(len(times))
         if self.together is not None:
@@ -134,7 +134,7 @@ class Prediction:
         )
 
 
-def _times(t: ArrayLike, infinite: bool = False) -> Array:
+def times_of(t: ArrayLike, infinite: bool = False) -> Array:
     """Times (T,), or a ValueError that says what came."""
     wanted = f"t must be {'numbers' if infinite else 'finite numbers'} >= 0 of shape (T,)"
     try:

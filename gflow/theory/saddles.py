@@ -25,10 +25,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import nnls
 
-from gflow._check import finite_array, positive, positive_int
+from gflow._check import finite_array, plain_array, positive, positive_int
 from gflow.problem import Problem
 from gflow.theory.diagonal import branches, family, no_decay, rate_of, regression
-from gflow.theory.prediction import Hypothesis, Prediction, Refused
+from gflow.theory.prediction import Hypothesis, Prediction, Refused, times_of
 
 Array = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
@@ -55,7 +55,8 @@ class Saddles:
     times : array (K,)
         Times of the jumps, in units in which η_i reaches ``up`` or −``down``.
     beta : array (K + 1, d)
-        Where the flow stays: before the first jump (0), after it, …; the last is a minimum of the loss.
+        Where the flow stays: before the first jump (0), after it, …; the last is a minimum of the loss
+        under the signs that the thresholds allow.
     dual : array (K, d)
         η at the jumps.
     up, down : array (d,)
@@ -91,23 +92,26 @@ class Saddles:
         return found
 
     def at(self, t: ArrayLike) -> Array:
-        """β (T, d) at times t (T,); at a jump the value after it."""
-        return self.beta[np.searchsorted(self.times, np.atleast_1d(t), side="right")]
+        """β (T, d) at times t ≥ 0 (T,), also inf; at a jump the value after it."""
+        return self.beta[np.searchsorted(self.times, times_of(t, infinite=True), side="right")]
 
     def dual_at(self, t: ArrayLike) -> Array:
-        """η (T, d) at finite times t (T,)."""
-        when = np.atleast_1d(np.asarray(t, dtype=np.float64))
+        """η (T, d) at finite times t ≥ 0 (T,)."""
+        when = times_of(t)
         k = np.searchsorted(self.times, when, side="right")
         times = np.concatenate([[0.0], self.times])[k]
         return np.vstack([np.zeros_like(self.up), self.dual])[k] + (when - times)[:, None] * self.velocity[k]
 
     def average(self, t: ArrayLike) -> Array:
-        """Time average (1/t) ∫₀ᵗ β ds (T, d) at finite times t > 0."""
-        when = np.atleast_1d(np.asarray(t, dtype=np.float64))
+        """Time average (1/t) ∫₀ᵗ β ds (T, d) at times t ≥ 0 (T,); at 0 and inf its limits, the first and last β."""
+        when = times_of(t, infinite=True)
+        inside = (when > 0) & (when < np.inf)
         starts = np.concatenate([[0.0], self.times])
         ends = np.append(self.times, np.inf)
-        stay = np.clip(np.minimum(ends, when[:, None]) - starts, 0.0, None)
-        return stay @ self.beta / when[:, None]
+        out = self.at(when)
+        stay = np.clip(np.minimum(ends, when[inside, None]) - starts, 0.0, None)
+        out[inside] = stay / when[inside, None] @ self.beta
+        return out
 
     def lasso_defect(self, t: ArrayLike) -> Array:
         """By how much (T,) the time average misses being a solution of the Lasso with λ = 1 / t.
@@ -147,7 +151,7 @@ def successive(
     ValueError
         If an argument is invalid.
     gflow.theory.Refused
-        If the jumps do not end, as ties and rounding may bring about.
+        If the jumps do not end, as ties and rounding may bring about, or come later than the largest float.
 
     Notes
     -----
@@ -168,16 +172,21 @@ def successive(
     stays, speeds, tie, degenerate = [beta], [velocity], np.inf, False
     for _ in range(20 * d + 20):
         moving = np.abs(velocity) > _ROUNDING * scale
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             wait = np.where(moving, (np.where(velocity > 0, high, -low) - eta) / velocity, np.inf)
         if not np.isfinite(wait.min()):
-            break
+            awaited = moving & np.isfinite(np.where(velocity > 0, high, low))
+            if not awaited.any():
+                break
+            raise Refused(_late(float(np.abs(velocity[awaited]).max()), float(np.minimum(high, low).min())))
         first = int(np.argmin(wait))
         step = max(float(wait[first]), 0.0)
         t += step
+        if not np.isfinite(t):
+            raise Refused(_late(abs(float(velocity[first])), float(np.minimum(high, low).min())))
         tie = min(tie, float(np.min(np.delete(wait, first) - step, initial=np.inf)) / t)
         eta = eta + step * velocity
-        near = _ROUNDING * np.minimum(high, low)
+        near = _ROUNDING * np.where(np.isinf(np.minimum(high, low)), 0.0, np.minimum(high, low))
         at_top, at_bottom = eta >= high - near, eta <= -low + near
         eta = np.where(at_top, high, np.where(at_bottom, -low, eta))
         signs = at_top.astype(np.float64) - at_bottom
@@ -210,8 +219,19 @@ def successive(
     )
 
 
+def _late(speed: float, threshold: float) -> str:
+    return (
+        "successive saddles (arXiv 2304.00488) refused: a jump later than the largest float, 1.8e308: "
+        f"a dual variable moves at {speed:.3g}, and the least threshold is {threshold:.3g}"
+    )
+
+
 def _thresholds(name: str, value: ArrayLike, size: int) -> Array:
-    array = np.array(np.broadcast_to(np.asarray(value, dtype=np.float64), (size,)))
+    wanted = f"() or ({size},)"
+    array = plain_array(name, value, wanted).astype(np.float64)
+    if array.shape not in ((), (size,)):
+        raise ValueError(f"{name} must have shape {wanted}; got {array.shape}")
+    array = np.array(np.broadcast_to(array, (size,)))
     if not np.all(array > 0):
         raise ValueError(f"{name} must be > 0; got {array.min():g}")
     return array
@@ -366,7 +386,8 @@ def thresholds(model: Any, theta0: ArrayLike) -> tuple[Array, Array]:
     Raises
     ------
     gflow.theory.Refused
-        If a weight is so large (at depth 2: 1 or more) that it has no threshold.
+        If a weight is so large (at depth 2: 1 or more) that it has no threshold, or so small (at depth ≥ 3) that the
+        threshold is beyond the largest float.
     ValueError
         If theta0 does not fit the model.
     """
@@ -376,7 +397,16 @@ def thresholds(model: Any, theta0: ArrayLike) -> tuple[Array, Array]:
         if depth == 2:
             level = -2 / rate * (log_w + (0.5 * np.log(2) if form == "product" else 0.0))
         else:
-            level = np.exp((2 - depth) * log_w) / rate
+            with np.errstate(over="ignore"):
+                level = np.exp((2 - depth) * log_w) / rate
+            lost = np.isinf(level) & (log_w > -np.inf)
+            if lost.any():
+                decades = (2 - depth) * float(log_w[lost].min()) / np.log(10)
+                raise Refused(
+                    "successive saddles (arXiv 2304.00488) refused: a threshold α^(2 − D) / (D (D − 2)) beyond the "
+                    f"largest float, 1.8e308: a weight of {np.exp(log_w[lost].min()):.3g} at depth {depth} has "
+                    f"1e{decades:.0f} / {rate:.0f}"
+                )
         if not np.all(level > 0):
             raise Refused(
                 "successive saddles (arXiv 2304.00488) refused: small start: a weight of "
@@ -406,7 +436,7 @@ def saddles(model: Any, problem: Problem, theta0: ArrayLike) -> Saddles:
     Raises
     ------
     gflow.theory.Refused
-        If the start is not small, or the jumps do not end.
+        If the start is not small, the jumps do not end, or a threshold or a jump is beyond the largest float.
     ValueError
         If the problem is another one or does not fit theta0.
     """

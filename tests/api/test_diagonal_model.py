@@ -164,11 +164,18 @@ def test_the_clock_of_the_loss(form, depth, loss):
 DATA = PROBLEM.X, PROBLEM.Y
 MODEL = gflow.Diagonal(5)
 THETA0 = MODEL.init(scale=0.1)
+#: At depth 4 all but too small a start.
+SLOWEST = 2e-8
 
 
 def flow(**changes):
     arguments = {"model": MODEL, "problem": PROBLEM, "theta0": THETA0, "t": 1.0, "coords": "log"}
     return gflow.flow(**{**arguments, **changes})
+
+
+def deep(alpha, depth, t, coords="plain"):
+    model = gflow.Diagonal(5, depth)
+    return gflow.flow(model, PROBLEM, model.init(scale=alpha), t, coords=coords)
 
 
 def linear(**changes):
@@ -204,9 +211,21 @@ WRONG = {
     "log coordinates by the clock of the loss": (
         lambda: flow(problem=regression(loss="logistic"), clock="loss", t=3.0), "coords", "loss"),
     "limit of depth 3 in log coordinates": (
-        lambda: flow(model=gflow.Diagonal(5, 3), t=np.inf), "t", "finite"),
+        lambda: flow(model=gflow.Diagonal(5, 3), t=np.inf), "t must be finite with coords='log' unless the depth is 2", "inf"),
+    "limit of logistic in log coordinates": (
+        lambda: flow(problem=regression(loss="logistic"), t=np.inf), "t must be finite with coords='log'", "square loss"),
     "bdf of logistic in log coordinates": (
-        lambda: flow(problem=regression(loss="logistic"), method="bdf"), "method", "hvp"),
+        lambda: flow(problem=regression(loss="logistic"), method="bdf"), "method must be explicit", "hvp.*bdf"),
+    "bdf of depth 3 in log coordinates": (
+        lambda: flow(model=gflow.Diagonal(5, 3), method="bdf"), "method must be explicit", "depth is 2"),
+    "limit past the escape from 0": (
+        lambda: deep(1e-100, 4, np.inf), r"t must end before \d.\d+e\+199 for this start", "inf"),
+    "time past the escape from 0": (
+        lambda: deep(1e-8, 4, 1e17), "t must end before .* within times of", r"apart.*1e\+17"),
+    "time past the escape from 0, in log coordinates": (
+        lambda: deep(1e-16, 3, 1e18, coords="log"), "t must end before", r"1e\+18"),
+    "log coordinates of an ensemble": (
+        lambda: gflow.ensemble(MODEL, PROBLEM, [THETA0], 1.0, coords="log"), "coords", "option of flow.*plain coordinates"),
     "start in other coordinates": (
         lambda: flow(theta0=None, start=flow(), t=2.0, coords="plain"), "coords", "'log'"),
     "atol 0": (lambda: flow(atol=0.0), "atol", "0.0"),
@@ -217,3 +236,70 @@ WRONG = {
 def test_it_is_refused_by_name(call, argument, came):
     with pytest.raises(ValueError, match=rf"(?s)^(?=.*\b{argument}).*{came}"):
         call()
+
+
+# ---- what has no limit, or is out of reach -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("loss", "t"), [("square", 5.0), ("square", np.inf), ("logistic", 5.0)])
+def test_inputs_that_are_all_zero_leave_the_start_as_it_is(loss, t):
+    problem = gflow.Problem(np.zeros((4, 5)), np.ones(4), loss)
+    run = gflow.flow(MODEL, problem, THETA0, t, coords="log")
+    np.testing.assert_allclose(run.theta, np.tile(THETA0, (len(run.theta), 1)), rtol=1e-15)
+    assert run.loss[-1] == run.loss[0] > 0
+    plain = gflow.flow(MODEL, problem, THETA0, t)
+    assert (plain.limit is None) == (run.limit is None)
+
+
+@pytest.mark.parametrize(
+    ("form", "sign"), [("power", -1.0), ("product", -1.0), ("product", 1.0)], ids=["w^2", "u = v", "u = -v"]
+)
+def test_without_an_interpolator_of_the_signs_there_is_no_limit_in_log_coordinates(form, sign):
+    """beta >= 0 of w^2 and of u = v, beta <= 0 of u = -v; on X > 0 the labels decide whether one interpolates."""
+    model = gflow.Diagonal(5, form=form)
+    x = abs(PROBLEM.X)
+    up = np.full(5, 0.3)
+    theta0 = up if form == "power" else np.concatenate([up, -sign * up])
+    wrong = gflow.Problem(x, x @ np.full(5, sign))
+    with pytest.raises(ValueError, match=r"t must be finite with coords='log' here.*off by (1|0\.\d+), rel"):
+        gflow.flow(model, wrong, theta0, np.inf, coords="log")
+    assert gflow.flow(model, wrong, theta0, 10.0, coords="log").outcome.code == "finished"
+    right = gflow.Problem(x, x @ np.full(5, -sign))
+    run = gflow.flow(model, right, theta0, np.inf, coords="log")
+    assert run.limit.kind == "minimum" and run.loss[-1] < 1e-15
+
+
+def test_max_steps_says_that_log_coordinates_may_crawl():
+    run = gflow.flow(MODEL, PROBLEM, THETA0, 100.0, coords="log", max_steps=3)
+    assert run.outcome.code == "max_steps" and "coords='plain' may be faster" in run.outcome.message
+    plain = gflow.flow(MODEL, PROBLEM, THETA0, 100.0, max_steps=3)
+    assert "coords" not in plain.outcome.message
+
+
+@by_coords
+@pytest.mark.parametrize(("depth", "alpha"), [(3, 1e-5), (4, 1e-4), (4, 1e-3)])
+def test_the_escape_from_zero_comes_when_it_is_said_to(depth, alpha, coords):
+    model = gflow.Diagonal(5, depth)
+    theta0 = model.init(scale=alpha)
+    log_time, log_pace = model.log_escape(PROBLEM, theta0)
+    assert log_time - log_pace == pytest.approx((2 - depth) * np.log(alpha), rel=1e-12)
+    escape, pace = np.exp(log_time), np.exp(log_pace)
+    run = gflow.flow(model, PROBLEM, theta0, [0.9 * escape, escape + 30 * pace], coords=coords)
+    assert run.outcome.code == "finished"
+    size = abs(model.predictor(run.theta)).max(axis=1)
+    assert size[0] < 1e-5 and size[1] > 0.1
+
+
+@by_coords
+def test_an_escape_that_double_precision_cannot_follow_is_named(coords):
+    """alpha = 2e-8 at depth 4: just below what is refused."""
+    model = gflow.Diagonal(5, 4)
+    theta0 = model.init(scale=SLOWEST)
+    log_time, log_pace = model.log_escape(PROBLEM, theta0)
+    spacing = np.spacing(np.exp(log_time))
+    assert 0.01 < spacing / np.exp(log_pace) < 0.5
+    run = gflow.flow(model, PROBLEM, theta0, 2 * np.exp(log_time), coords=coords)
+    assert run.outcome.code == "step_too_small" and run.t[-1] == pytest.approx(np.exp(log_time), rel=1e-6)
+    assert f"near this t lie {spacing:.2g} apart" in run.outcome.message
+    before = gflow.flow(model, PROBLEM, theta0, 0.9 * np.exp(log_time), coords=coords)
+    assert before.outcome.code == "finished"

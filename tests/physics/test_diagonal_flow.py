@@ -5,19 +5,17 @@ from __future__ import annotations
 import mpmath
 import numpy as np
 import pytest
-from scipy.integrate import solve_ivp
+from diagonal_referee import mirror_flow, regression
 
 import gflow
+from gflow.theory import saddles
 
 RTOL = 1e-9
-TIGHT = {"method": "DOP853", "rtol": 1e-13, "atol": 1e-13}
 
 
-def regression(n=4, d=6, seed=0, factor=0.25):
-    rng = np.random.default_rng(seed)
-    x, beta = rng.standard_normal((n, d)), np.zeros(d)
-    beta[:2] = [1.0, -0.8]
-    return gflow.Problem(x, x @ beta, factor=factor / n)
+def sparse(n=4, d=6, seed=0, factor=0.25):
+    x, y = regression(n, d, 2, seed)
+    return gflow.Problem(x, y, factor=factor / n)
 
 
 def slope(problem, beta):
@@ -25,31 +23,12 @@ def slope(problem, beta):
     return 2 * problem.factor * problem.X.T @ (problem.X @ beta - problem.Y[:, 0])
 
 
-def mirror_flow(problem, alpha, times, rate, scale):
-    """beta(t) of d/dt arcsinh(beta / (scale alpha^2)) = -rate grad L from beta = 0."""
-    run = solve_ivp(
-        lambda t, q: -rate * slope(problem, scale * alpha**2 * np.sinh(q)),
-        (0.0, times[-1]), np.zeros(problem.inputs), t_eval=times, **TIGHT,
-    )  # fmt: skip
-    return scale * alpha**2 * np.sinh(run.y.T)
-
-
-def deep_mirror_flow(problem, alpha, depth, times):
-    """beta(t) = alpha^D h_D(z), dz/dt = -alpha^(D-2) D (D-2) grad L, with 1 - |z| carried to its own precision."""
-    power = -depth / (depth - 2.0)
-
-    def beta_of(logs):  # of log(1 - z), log(1 + z)
-        a, b = np.split(logs, 2)
-        return alpha**depth * (np.exp(power * a) - np.exp(power * b))
-
-    def field(t, logs):
-        a, b = np.split(logs, 2)
-        dz = -(alpha ** (depth - 2)) * depth * (depth - 2) * slope(problem, beta_of(logs))
-        return np.concatenate([-dz * np.exp(-a), dz * np.exp(-b)])
-
-    settings = {"method": "LSODA", "rtol": 1e-12, "atol": 1e-13}  # the end is stiff
-    run = solve_ivp(field, (0.0, times[-1]), np.zeros(2 * problem.inputs), t_eval=times, **settings)
-    return np.array([beta_of(column) for column in run.y.T])
+def mirror_image(problem, alpha, form, depth, times):
+    """beta(t) by the mirror flow, to a tolerance far below the flow's."""
+    settings = {"method": "DOP853", "rtol": 1e-13, "atol": 1e-13}
+    if depth > 2:  # the end is stiff
+        settings = {"method": "LSODA", "rtol": 1e-12, "atol": 1e-13}
+    return mirror_flow(form, depth, alpha, problem.X, problem.Y[:, 0], problem.factor, times, **settings)
 
 
 def condition(problem, beta, theta_flow, times):
@@ -68,14 +47,14 @@ by_coords = pytest.mark.parametrize("coords", ["plain", "log"])
 
 @by_coords
 @pytest.mark.parametrize("alpha", [1e-8, 1e-3, 1.0])
-@pytest.mark.parametrize(("form", "rate", "scale"), [("difference", 4.0, 2.0), ("product", 2.0, 1.0)])
-def test_depth_two_is_the_mirror_flow(form, rate, scale, alpha, coords):
-    problem, model = regression(), gflow.Diagonal(6, form=form)
+@pytest.mark.parametrize("form", ["difference", "product"])
+def test_depth_two_is_the_mirror_flow(form, alpha, coords):
+    problem, model = sparse(), gflow.Diagonal(6, form=form)
     times = np.geomspace(0.5, 200.0, 12)
-    wanted = mirror_flow(problem, alpha, times, rate, scale)
+    wanted = mirror_image(problem, alpha, form, 2, times)
     run = gflow.flow(model, problem, model.init(scale=alpha), times, coords=coords, rtol=RTOL)
     assert run.outcome.code == "finished"
-    worse = condition(problem, wanted, lambda t: mirror_flow(problem, alpha, t, rate, scale), times)
+    worse = condition(problem, wanted, lambda t: mirror_image(problem, alpha, form, 2, t), times)
     assert np.all(relative(model.predictor(run.theta), wanted) <= 30 * RTOL * worse)
     late = relative(model.predictor(run.theta[-1:]), wanted[-1:])  # where nothing moves any more
     assert late <= 30 * RTOL
@@ -84,13 +63,13 @@ def test_depth_two_is_the_mirror_flow(form, rate, scale, alpha, coords):
 @by_coords
 @pytest.mark.parametrize(("depth", "alpha"), [(3, 1.0), (3, 1e-3), (4, 1.0), (4, 1e-3)])
 def test_greater_depth_is_its_mirror_flow(depth, alpha, coords):
-    problem, model = regression(), gflow.Diagonal(6, depth)
+    problem, model = sparse(), gflow.Diagonal(6, depth)
     times = np.geomspace(0.1, 20.0, 9)
     if alpha < 1.0:  # about the escape, where z is 1 for the first coordinate as long as it is alone
         pull = abs(slope(problem, np.zeros(6))).max()
         times = np.array([0.5, 0.9, 0.99, 1.001, 1.01]) / (depth * (depth - 2) * alpha ** (depth - 2) * pull)
-    wanted = deep_mirror_flow(problem, alpha, depth, times)
-    worse = condition(problem, wanted, lambda t: deep_mirror_flow(problem, alpha, depth, t), times)
+    wanted = mirror_image(problem, alpha, "difference", depth, times)
+    worse = condition(problem, wanted, lambda t: mirror_image(problem, alpha, "difference", depth, t), times)
     run = gflow.flow(model, problem, model.init(scale=alpha), times, coords=coords, rtol=RTOL)
     assert run.outcome.code == "finished"
     assert np.all(relative(model.predictor(run.theta), wanted) <= 30 * RTOL * worse)
@@ -98,7 +77,7 @@ def test_greater_depth_is_its_mirror_flow(depth, alpha, coords):
 
 def test_the_predictor_is_the_closed_form_of_the_integrated_gradient():
     """beta = 2 alpha^2 sinh(-4 G), G the integral of the gradient over a dense run."""
-    problem, model, alpha = regression(), gflow.Diagonal(6), 0.1
+    problem, model, alpha = sparse(), gflow.Diagonal(6), 0.1
     end, nodes, weights = 10.0, *np.polynomial.legendre.leggauss(400)
     times = 0.5 * end * (nodes + 1)
     run = gflow.flow(model, problem, model.init(scale=alpha), [0.0, *times, end], coords="log", rtol=1e-12)
@@ -108,9 +87,9 @@ def test_the_predictor_is_the_closed_form_of_the_integrated_gradient():
 
 @pytest.mark.parametrize("method", ["tsit5", "dop853", "bdf"])
 def test_the_error_in_log_coordinates_follows_the_tolerance(method):
-    problem, model = regression(), gflow.Diagonal(6)
+    problem, model = sparse(), gflow.Diagonal(6)
     times, alpha = np.geomspace(1.0, 60.0, 12), 1e-3
-    wanted = mirror_flow(problem, alpha, times, 4.0, 2.0)
+    wanted = mirror_image(problem, alpha, "difference", 2, times)
     rtols, errors = 10.0 ** -np.arange(5.0, 12.0), []
     for rtol in rtols:
         run = gflow.flow(
@@ -128,7 +107,7 @@ def test_the_error_in_log_coordinates_follows_the_tolerance(method):
 )
 @pytest.mark.parametrize("loss", ["square", "logistic"])
 def test_log_and_plain_coordinates_agree(form, depth, alpha, loss):
-    problem, model = regression(), gflow.Diagonal(6, depth, form)
+    problem, model = sparse(), gflow.Diagonal(6, depth, form)
     if loss == "logistic":
         problem = gflow.Problem(problem.X, np.sign(problem.Y), loss)
     theta0, times = model.init(scale=alpha), np.linspace(0.0, 40.0, 9)
@@ -145,7 +124,7 @@ def test_log_and_plain_coordinates_agree(form, depth, alpha, loss):
 )
 def test_what_is_conserved(form, depth, signs, coords):
     """From the weights themselves, from shaped and from random starts."""
-    problem, model = regression(), gflow.Diagonal(6, depth, form)
+    problem, model = sparse(), gflow.Diagonal(6, depth, form)
     scale = np.geomspace(0.3, 1.0, 6)
     theta0 = model.init("gaussian" if signs else "balanced", scale=scale, rng=1)
     run = gflow.flow(model, problem, theta0, np.linspace(0.0, 30.0, 7), coords=coords)
@@ -167,7 +146,7 @@ def test_what_is_conserved(form, depth, signs, coords):
     ("form", "depth"), [("difference", 2), ("product", 2), ("difference", 3), ("difference", 4)]
 )
 def test_weight_decay_moves_what_is_conserved_as_it_should(form, depth):
-    base, model = regression(), gflow.Diagonal(6, depth, form)
+    base, model = sparse(), gflow.Diagonal(6, depth, form)
     problem = gflow.Problem(base.X, base.Y, weight_decay=0.2)
     times = np.linspace(0.0, 5.0, 6)
     run = gflow.flow(model, problem, model.init(scale=0.5), times)
@@ -198,7 +177,7 @@ def test_a_scalar_power_equals_a_balanced_deep_linear_network_at_another_pace(de
 
 @by_coords
 def test_the_difference_equals_the_product_at_twice_the_pace(coords):
-    problem, times = regression(), np.linspace(0.0, 20.0, 9)
+    problem, times = sparse(), np.linspace(0.0, 20.0, 9)
     difference, product = gflow.Diagonal(6), gflow.Diagonal(6, form="product")
     w = difference.init("gaussian", scale=0.3)
     a, b = difference.unpack(w)
@@ -251,30 +230,27 @@ def test_what_underflows_is_zero_and_its_logarithm_is_not():
 
 @pytest.mark.parametrize("form", ["difference", "product"])
 def test_saddle_to_saddle_from_1e_minus_100(form):
-    """Plateaus: the first jump as predicted, its least squares on one coordinate, then an interpolator."""
-    problem, alpha, d = regression(n=5, d=8, seed=3), 1e-100, 8
+    """About the first jump, in the middle of every stay, and at 100 times the first jump: where the path says."""
+    problem, alpha, d = sparse(n=5, d=8, seed=5), 1e-100, 8
     model = gflow.Diagonal(d, form=form)
+    theta0 = model.init(scale=alpha)
+    path = saddles.saddles(model, problem, theta0)
     rate = 2.0 if form == "difference" else 1.0
-    pull = 2 * problem.factor * problem.X.T @ problem.Y[:, 0]
-    first = np.log(1 / alpha) / (rate * abs(pull).max())
-    run = gflow.flow(
-        model, problem, model.init(scale=alpha), [0.97 * first, 1.03 * first, 100 * first], coords="log"
-    )
-    before, after, late = model.predictor(run.theta)
-    i = int(abs(pull).argmax())
-    x = problem.X[:, i]
-    alone = np.zeros(d)
-    alone[i] = x @ problem.Y[:, 0] / (x @ x)
-    assert abs(before).max() <= alpha**0.05
-    np.testing.assert_allclose(after, alone, rtol=0, atol=1e-3)
-    assert np.linalg.norm(problem.X @ late - problem.Y[:, 0]) <= 1e-2
+    first = np.log(1 / alpha) / (rate * abs(slope(problem, np.zeros(d))).max())
+    np.testing.assert_allclose(path.times[0], first, rtol=1e-12)
+    assert len(path.times) == 5 and not path.degenerate and path.times[-1] < 60 * first
+    times = [0.97 * first, 1.03 * first, *(path.times[1:] + path.times[:-1]) / 2, 100 * first]
+    run = gflow.flow(model, problem, theta0, times, coords="log")
+    off = abs(model.predictor(run.theta) - path.at(times)).max(axis=1)
+    assert off[:2].max() <= alpha**0.05 and off[2:].max() <= 1e-11
+    assert np.linalg.norm(problem.X @ model.predictor(run.end) - problem.Y[:, 0]) <= 1e-11
     assert run.status.ok
 
 
 @pytest.mark.parametrize("alpha", [1e-1, 1e-2])
 @by_coords
 def test_the_limit_is_an_interpolator_whose_mirror_image_is_in_the_row_space(alpha, coords):
-    problem, model = regression(), gflow.Diagonal(6)
+    problem, model = sparse(), gflow.Diagonal(6)
     run = gflow.flow(model, problem, model.init(scale=alpha), np.inf, coords=coords, rtol=1e-11)
     assert run.limit.kind == "minimum" and run.outcome.code == "finished"
     beta = model.predictor(run.end)

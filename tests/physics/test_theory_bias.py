@@ -9,6 +9,7 @@ from diagonal_referee import equal_start, nameless, network, predictor, regressi
 from scipy.linalg import null_space
 from scipy.optimize import linprog, minimize
 
+import gflow
 from gflow import Diagonal, Problem
 from gflow.theory import bias, diagonal
 from gflow.theory.argmin import argmin
@@ -275,6 +276,24 @@ def test_excess_is_not_claimed_where_it_is_not_proved():
     assert bias.excess_l1(Diagonal(12), Problem(x, y), np.full(24, 10.0)).excess == np.inf
 
 
+def test_a_start_too_strongly_shaped_is_refused_and_the_flow_goes_to_its_limit():
+    x = regression(4, 6)[0]
+    y = x @ [1.0, -0.8, 0.0, 0.0, 0.0, 0.0]
+    alpha, model = np.geomspace(1e-20, 1.0, 6), Diagonal(6)
+    theta0 = model.init(scale=alpha)
+    with pytest.raises(Refused, match=r"span 20 decades: gflow.flow\(…, t=np.inf, coords='log'\)"):
+        argmin(diagonal.mirror(model, theta0), x, y)
+    run = gflow.flow(model, Problem(x, y), theta0, np.inf, coords="log")
+    beta = model.predictor(run.end)
+    assert run.limit.kind == "minimum" and np.abs(x @ beta - y).max() < 1e-12
+    assert np.abs(null_space(x).T @ np.arcsinh(beta / (2 * alpha**2))).max() < 1e-9
+    # milder shapes are solved
+    mild = model.init(scale=np.geomspace(1e-8, 1.0, 6))
+    solved = argmin(diagonal.mirror(model, mild), x, y).beta
+    run = gflow.flow(model, Problem(x, y), mild, np.inf, coords="log")
+    np.testing.assert_allclose(solved, model.predictor(run.end), atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "call, words",
     [
@@ -305,6 +324,9 @@ def test_excess_is_not_claimed_where_it_is_not_proved():
         ),
         (lambda: bias.rich_alpha(-1.0, 3, 0.1), "l1 must be a number > 0"),
         (lambda: bias.rich_alpha(1.0, 3, 0.0), "excess must be a number > 0"),
+        (lambda: bias.rich_alpha(1.0, 3.5, 0.1), "size must be a whole number >= 1; got 3.5"),
+        (lambda: bias.woodworth_rich_alpha(1.0, 3, 10.0), "excess must be below size = 3.*got 10"),
+        (lambda: bias.woodworth_rich_alpha(1.0, 3, 3.0), "excess must be below size = 3"),
         (lambda: bias.kernel_alpha(1.0, 0.1, depth=1), "depth must be a whole number >= 2"),
         (lambda: bias.rich_alpha(1.0, 3, 0.1, form="power"), "form must be 'difference'"),
         (lambda: bias.minimal_l1(np.eye(3), np.ones(2)), "X has 3, y has 2"),

@@ -148,9 +148,27 @@ def test_stochastic_flow_ends_where_the_flow_from_alpha_infinity_does(form, fact
         np.testing.assert_allclose(
             m.log_alpha, np.log(alpha) - 2 * gamma * np.sum(x**2, axis=0) / 8 * integral, rtol=1e-12
         )
-    prediction = effective.noise_limit(model, problem, theta0, integral, gamma)
+    last = factor * float(np.sum((x @ end - y) ** 2))
+    prediction = effective.noise_limit(model, problem, theta0, integral, gamma, last)
     assert prediction.applies
     np.testing.assert_allclose(prediction.predict(np.inf)[0, 0], end, atol=1e-6)
+
+
+def test_a_path_that_has_not_converged_is_refused_with_the_number():
+    x, y = regression(8, 20, 3, seed=21)
+    problem, theta0 = Problem(x, y, factor=1 / 32), equal_start("difference", 0.2, 20)
+    log_a, log_b, integral = stochastic_path("difference", theta0, x, y, 1 / 32, 0.5, 0.01, 4000)
+    residual = np.linalg.norm(x @ (np.exp(2 * log_a) - np.exp(2 * log_b)) - y)
+    prediction = effective.noise_limit(Diagonal(20), problem, theta0, integral, 0.5, residual**2 / 32)
+    defect = next(h.defect for h in prediction.hypotheses if "path has converged" in h.name)
+    np.testing.assert_allclose(defect, residual / np.linalg.norm(y), rtol=1e-12)
+    with pytest.raises(Refused, match="the path has converged.*defect"):
+        prediction.predict(np.inf)
+    at_start = effective.noise_limit(Diagonal(20), problem, theta0, 0.0, 0.5, float(y @ y) / 32)
+    with pytest.raises(Refused, match="the path has converged.*defect 1 >"):
+        at_start.predict(np.inf)
+    with pytest.raises(ValueError, match="last_loss must be a number >= 0; got -1"):
+        effective.noise_limit(Diagonal(20), problem, theta0, 0.0, 0.5, -1.0)
 
 
 @pytest.mark.parametrize("form", ["difference", "product"])

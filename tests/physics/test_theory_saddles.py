@@ -276,6 +276,54 @@ def test_path_is_a_prediction_with_measured_hypotheses():
         saddles.path(Diagonal(5), problem, np.full(10, 1.5))
 
 
+@pytest.mark.parametrize(
+    "depth, alpha, number", [(6, 1e-100, "1e400 / 24"), (3, 1e-320, "1e320 / 3"), (10, 1e-60, "1e480 / 80")]
+)
+def test_thresholds_beyond_the_largest_float_are_refused_with_the_number(depth, alpha, number):
+    problem, model = Problem(*example(36)), Diagonal(5, depth)
+    with pytest.raises(Refused, match=f"depth {depth} has {number}"):
+        saddles.path(model, problem, model.init(scale=alpha))
+    with pytest.raises(Refused, match="largest float"):
+        saddles.saddles(model, problem, model.init(scale=alpha))
+
+
+def test_jumps_beyond_the_largest_float_are_refused_and_zeros_have_no_threshold():
+    x, y = example(36)
+    with pytest.raises(Refused, match="later than the largest float.*least threshold is 1e\\+308"):
+        saddles.successive(x, 1e-6 * y, 0.1, up=1e308, down=1e308)
+    model, problem = Diagonal(5, 6), Problem(x, y)
+    theta0 = model.init(scale=1e-20)
+    theta0[[1, 6]] = 0.0  # both weights of one coordinate
+    found = saddles.saddles(model, problem, theta0)
+    assert found.up[1] == found.down[1] == np.inf and not found.beta[:, 1].any()
+    others = saddles.successive(np.delete(x, 1, axis=1), y, 1 / 6)
+    np.testing.assert_allclose(np.delete(found.beta, 1, axis=1), others.beta, atol=1e-12)
+    np.testing.assert_allclose(found.times, others.times * 1e80 / 24, rtol=1e-12)
+
+
+def test_values_at_the_ends_of_time():
+    path = saddles.successive(*example(36), 1 / 6)
+    average = path.average([0.0, 1e-300, path.times[0], 1e12 * path.times[-1], np.inf])
+    assert not average[:3].any() and np.array_equal(average[4], path.beta[-1])
+    np.testing.assert_allclose(average[3], path.beta[-1], atol=1e-10)
+    np.testing.assert_array_equal(path.at([0.0, np.inf]), path.beta[[0, -1]])
+    assert path.lasso_defect(0.0) == 0.0
+    for call, wrong in (
+        (path.at, np.nan), (path.at, -1.0), (path.average, np.nan), (path.dual_at, np.inf), (path.lasso_defect, np.inf)
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="t must be .*numbers >= 0"):
+            call(wrong)
+
+
+def test_closed_signs_leave_the_minimum_under_the_others():
+    """What the last stay is where a direction is closed."""
+    x, y = np.random.default_rng(1).normal(size=(6, 3)), np.arange(6.0) - 3
+    path = saddles.successive(x, y, 1 / 12, down=np.inf)
+    referee = lsq_linear(x, y, (0, np.inf), method="bvls", tol=1e-14)
+    np.testing.assert_allclose(path.loss[-1], referee.cost / 6, rtol=1e-9)
+    assert path.loss[-1] > 1.01 * saddles.successive(x, y, 1 / 12).loss[-1]
+
+
 def test_a_tie_is_refused_with_the_number():
     problem = Problem(np.eye(3), [1.0, 1.0, 2.0])
     prediction = saddles.path(Diagonal(3), problem, np.full(6, 1e-20))
@@ -297,6 +345,12 @@ def test_nothing_to_learn_is_no_jump():
         (lambda: saddles.successive(np.eye(3), np.ones(2), 0.5), "X has 3, y has 2"),
         (lambda: saddles.successive(np.eye(3), np.ones(3), 0.0), "factor must be a number > 0"),
         (lambda: saddles.successive(np.eye(3), np.ones(3), 0.5, up=0.0), "up must be > 0; got 0"),
+        (
+            lambda: saddles.successive(np.eye(3), np.ones(3), 0.5, up=[1, 2]),
+            r"up must have shape \(\) or \(3,\); got \(2,\)",
+        ),
+        (lambda: saddles.successive(np.eye(3), np.ones(3), 0.5, down="a"), "down must be a real array"),
+        (lambda: saddles.successive(np.eye(3), np.ones(3), 0.5, down=np.nan), "down must be > 0; got nan"),
         (lambda: saddles.incremental(np.diag([1.0, -1.0]), np.ones(2)), "least eigenvalue is -1"),
         (lambda: saddles.incremental([[1.0, 0.3], [0.0, 1.0]], np.ones(2)), "M must be symmetric"),
         (lambda: saddles.general_position(np.eye(3), most=0), "most must be a whole number"),
