@@ -286,7 +286,7 @@ class Trajectory:
         """Loss (T,) at the saved states, NaN at one that is not finite; a ValueError if the model has no loss."""
         if self.recorded_loss is not None:
             return self.recorded_loss
-        finite = np.isfinite(self.theta).all(axis=1)
+        finite: NDArray[np.bool_] = np.all(np.isfinite(self.theta), axis=1)
         out = self.objective.losses(np.where(finite[:, None], self.theta, 0.0))
         out[~finite] = np.nan
         return out
