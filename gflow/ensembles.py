@@ -40,7 +40,7 @@ from gflow.iterate import Options, outcome_of, saved_steps, seed_in, seed_of, st
 from gflow.kernels import abi, descent, ensembles, explicit, stiff
 from gflow.limit import FIRST_LOOK
 from gflow.objective import Objective
-from gflow.stochastic import SCHEMES, StochasticPath, coordinates, whole_steps
+from gflow.stochastic import SCHEMES, StochasticPath, coordinates, default_dt, whole_steps
 from gflow.trajectory import Events, Status, Steps, Trajectory
 
 _STRETCH_SECONDS = 0.1
@@ -878,7 +878,7 @@ class _Paths(_Runs):
         one_of("scheme", self.given["scheme"], SCHEMES)
         self.step_size = positive("step_size", step_size)
         dt = self.given["dt"]
-        self.dt = self.step_size if dt is None else positive("dt", dt)
+        self.dt = default_dt(objective, self.step_size) if dt is None else positive("dt", dt)
         self.times = check_times(t, 0.0, None, "time")
         self.at = whole_steps(self.times, self.dt)
         starts = plain_array("thetas", thetas, f"(R, {objective.size})")
@@ -964,4 +964,4 @@ class _PathWorker:
         n = a.saved[r] = path.saved
         a.coordinates[r, :n] = path.theta[:n]
         a.theta[r, :n], a.last[r] = path.chart.theta(path.theta[:n]), path.chart.theta(path.now)
-        a.steps[r], a.outcomes[r], a.ended[r] = path.steps, outcome, ensembles.ELSEWHERE
+        a.steps[r], a.outcomes[r], a.ended[r] = path.steps, path.noted(outcome), ensembles.ELSEWHERE

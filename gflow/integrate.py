@@ -188,6 +188,10 @@ def flow(
     origin = 0.0 if clock == "time" else -potential.loss(theta)
     times = check_times(t, origin if start is None else float(start.t[-1]), start, clock)
     to_limit = bool(np.isinf(times[-1]))
+    if to_limit and chart is not None and not theta.any():
+        raise ValueError(
+            "coords must be 'plain' where t ends with inf and theta0 is zero, which stays there while its logarithms move; got 'log'"
+        )
     if to_limit:
         _check_limit(potential, rest, bool(events), coords)
     if clock == "time" and objective.has("log_escape"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,10 @@ from gflow.objective import Objective
 from gflow.trajectory import Status, Trajectory
 
 SCHEMES = ("log-euler",)
-# Bound on what one step may do to a logarithm, above which the scheme is too coarse to be trusted.
-_COARSE = 3.0
+# The default dt times the sharpness at the smallest interpolator, where the mean of ∫L dt was too large by less than 1 %.
+_DEFAULT = 0.05
+# What one step may do to a logarithm, or dt times the trace of the linearised drift: above it the bias is several per cent.
+_COARSE = 0.5
 
 
 def stochastic_flow(
@@ -78,7 +81,10 @@ def stochastic_flow(
         Euler's scheme for nu with Xᵀ nu = G, log w± = log w±(0) ∓ 2 G − 8 γ factor diag(XᵀX) ∫L dt (1 and 2 for 2
         and 8 with u ± v), of strong order ½ in ``dt``; the parameters follow exactly.
     dt : float, optional
-        Length of a step; default γ.
+        Length of a step; default γ or the largest whole part of it that is at most 0.05 / S, S = 4 c · factor · λ_max(X diag\|β\| Xᵀ), c = 2 or 1 with u ± v, the sharpness at
+        the smallest least-squares solution β.  What the scheme is biased by falls like ``dt``, what it costs
+        grows like 1 / dt: on 4 samples of 6 inputs, from α = 0.1 and 0.3, ∫L dt came out too large on average by 0.2 to 0.8 % with
+        dt S = 0.05, and with dt = γ by 0.8 and 2 % (γ S = 0.14), 2 and 5 % (0.28), 20 % (0.56).  A path whose dt was too coarse for where it went has a warning.
     observe, stop, progress
         As in :func:`descend`.
     start : Trajectory, optional
@@ -112,7 +118,7 @@ def stochastic_flow(
     callable_or_none("stop", stop)
     if start is None:
         theta = objective.check_theta(theta0, "theta0")
-        dt = step_size if dt is None else positive("dt", dt)
+        dt = default_dt(objective, step_size) if dt is None else positive("dt", dt)
         seed = seed_in(rng)
     else:
         theta, dt, seed = _continued(objective, theta0, start, step_size, rng, dt)
@@ -138,6 +144,14 @@ def coordinates(objective: Objective, theta: Array, step_size: float) -> Noisy:
         )
     made: Noisy = objective.model.noisy_coordinates(objective.problem, theta, step_size)
     return made
+
+
+def default_dt(objective: Objective, step_size: float) -> float:
+    """The length of a step by default: γ or a whole part of it, short against 1 / sharpness at the smallest interpolator."""
+    chart = coordinates(objective, np.ones(objective.size), step_size)
+    beta = np.abs(np.linalg.lstsq(chart.rows, chart.labels, rcond=None)[0])
+    sharpness = 4 * chart.rate * chart.factor * float(np.linalg.norm(chart.rows * np.sqrt(beta), 2)) ** 2
+    return step_size / max(1.0, float(np.ceil(step_size * sharpness / _DEFAULT)))
 
 
 def whole_steps(times: Array, dt: float) -> NDArray[np.int64]:
@@ -172,20 +186,16 @@ def _continued(
 def arguments(chart: Noisy, step_size: float, dt: float, seed: int) -> tuple[Any, ...]:
     """``data``, ``dims``, ``work`` and the noise for the compiled loop; it writes to the first and the third."""
     data, dims, work_size = chart.kernel_arguments(None)
-    noise = kernels.Noise(seed_of(seed), step_size, dt, chart.logs.ravel(), chart.shrink)
+    noise = kernels.Noise(seed_of(seed), step_size, dt, chart.logs.ravel(), chart.shrink, chart.stiffness)
     return data, dims, np.zeros(work_size), noise
 
 
-def outcome_of(code: int, steps: int, total: int, dt: float, longest: float) -> Status | None:
+def outcome_of(code: int, steps: int, total: int, dt: float) -> Status | None:
     """What the compiled loop came back for; None if there is more to do."""
     if code == kernels.PAUSED:
         return None
     if code == kernels.FINISHED:
-        note = (
-            f"coarse: one step changed parameters by a factor of up to e^{longest:.2g}, and the scheme holds "
-            f"the outputs fixed meanwhile; take a dt below {dt:g}, or a smaller step_size."
-        )
-        return Status("finished", f"Made {steps} steps of {dt:g}.", (note,) if longest > _COARSE else ())
+        return Status("finished", f"Made {steps} steps of {dt:g}.")
     why = stopped_at(steps, total, "the outputs are not finite")
     return Status(
         "non_finite",
@@ -212,11 +222,11 @@ class StochasticPath:
         refuse_if_too_large("t", "states to be saved", 8 * len(at) * (size + objective.size))
         self.theta = np.empty((len(at), size))  # states in the coordinates of the chart
         self.arguments = arguments(chart, step_size, dt, seed)
-        now, step, longest = np.zeros(size), 0, 0.0
+        now, step, coarsest = np.zeros(size), 0, np.zeros(2)
         if start is not None:
             now, step = start.state["now"], int(start.state["step"][0])
-            longest = float(start.state["longest"][0])
-        self.state = kernels.new_state(now, step, longest)
+            coarsest = start.state["coarsest"]
+        self.state = kernels.new_state(now, step, coarsest)
         self.total = float(at[-1])
         cost = 2 * chart.rows.size + 40 * objective.size + 40 * chart.size + 100
         self.first_budget = int(min(max(2e7 / cost, 1), 100_000))
@@ -252,13 +262,26 @@ class StochasticPath:
     def advance(self, budget: int, max_steps: int) -> Status | None:
         data, dims, work, noise = self.arguments
         code = kernels.advance(data, dims, work, self.state, noise, self.at, self.theta, budget)
-        return outcome_of(code, self.steps, int(self.total), self.dt, self.longest)
+        return outcome_of(code, self.steps, int(self.total), self.dt)
 
     @property
-    def longest(self) -> float:
-        """Bound on the change of a logarithm in the steps so far, but for Itô's correction."""
+    def coarsest(self) -> tuple[float, float]:
+        """Of the steps so far: bound on the drift of a logarithm and its noise's deviation, and on dt times the drift's rates."""
         columns = float(np.sqrt(np.max(np.sum(self.chart.rows**2, axis=0))))
-        return float(self.state.longest[0]) * self.chart.rate * columns
+        moved, trace = self.state.coarsest
+        return float(moved) * self.chart.rate * columns, float(trace) * self.dt
+
+    def noted(self, outcome: Status) -> Status:
+        """The outcome with a warning if the steps were too coarse."""
+        moved, stiff = self.coarsest
+        if max(moved, stiff) <= _COARSE:
+            return outcome
+        note = (
+            f"coarse: one step may have changed parameters by a factor of e^{moved:.2g}, and dt was up to {stiff:.2g} in units "
+            "of the drift's shortest time (bounds; above 2 the scheme may oscillate), while it holds the outputs "
+            f"fixed over a step; take a dt below {self.dt * _COARSE / max(moved, stiff):.2g}, or a smaller step_size."
+        )
+        return replace(outcome, warnings=(*outcome.warnings, note))
 
     def stopped_at(self, why: str) -> str:
         return stopped_at(self.steps, int(self.total), why)
@@ -275,9 +298,9 @@ class StochasticPath:
         """The trajectory as far as it has come."""
         t, states = self.reached()
         return Trajectory(
-            t=t, theta=self.chart.theta(states), coordinates=states, outcome=outcome,
+            t=t, theta=self.chart.theta(states), coordinates=states, outcome=self.noted(outcome),
             observed={**watch.arrays(len(t)), "loss_integral": states[:, -1].copy()},
             counts={"steps": self.steps, "gradients": self.steps},
-            state={"now": self.now, "step": np.array([self.steps]), "longest": self.state.longest},
+            state={"now": self.now, "step": np.array([self.steps]), "coarsest": self.state.coarsest},
             versions=versions(), recorded_spec=spec,
         )  # fmt: skip

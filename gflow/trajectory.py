@@ -284,10 +284,13 @@ class Trajectory:
 
     @cached_property
     def loss(self) -> Array:
-        """Loss (T,) at the saved states; a ValueError if the model has no loss."""
+        """Loss (T,) at the saved states, NaN at one that is not finite; a ValueError if the model has no loss."""
         if self.recorded_loss is not None:
             return self.recorded_loss
-        return self.objective.losses(self.theta)
+        finite: NDArray[np.bool_] = np.all(np.isfinite(self.theta), axis=1)
+        out = self.objective.losses(np.where(finite[:, None], self.theta, 0.0))
+        out[~finite] = np.nan
+        return out
 
     def _loss_or_none(self) -> Array | None:
         if self.recorded_loss is None and not self.objective.has("loss"):
@@ -324,6 +327,11 @@ class Trajectory:
             said = f"Sensitivity not measured (P > {SENSITIVITY_SIZE}): call sensitivity()."
             return replace(self.outcome, message=f"{self.outcome.message} {said}")
         growth, amplification = self._growth
+        if np.isnan(amplification):
+            said = (
+                "Sensitivity not measured: the states or the Hessian on the way are beyond double precision."
+            )
+            return replace(self.outcome, message=f"{self.outcome.message} {said}")
         amplified = (self.spec["rtol"] + np.finfo(float).eps) * amplification
         if amplified <= _UNSTABLE:
             return self.outcome
@@ -337,7 +345,7 @@ class Trajectory:
     def sensitivity(self) -> float:
         """How much a perturbation may have grown: exp ∫ max(−λ_min(H), 0) dt from the start to the end.
 
-        H is the Hessian of the loss, at up to 32 of the accepted steps, evenly thinned; the integral
+        NaN where the states or H on the way are beyond double precision.  H is the Hessian of the loss, at up to 32 of the accepted steps, evenly thinned; the integral
         is the trapezoid's.  Needs ``model.hvp``.
 
         Raises
@@ -347,7 +355,7 @@ class Trajectory:
             with events at kinks, or by ``clock="loss"``.
         """
         self._need_checkpoints()
-        return float(np.exp(min(self._growth[0], 709.0)))
+        return float(np.exp(np.minimum(self._growth[0], 709.0)))
 
     @property
     def amplification(self) -> float:
@@ -373,14 +381,23 @@ class Trajectory:
 
     @cached_property
     def _growth(self) -> tuple[float, float]:
-        """Exponent of the sensitivity, and the amplification."""
+        """Exponent of the sensitivity, and the amplification; NaN where the states or a Hessian are not finite."""
         assert self.checkpoints is not None
         times, states = self.checkpoints
         if np.isfinite(self.t[-1]):
             within = times < self.t[-1]  # steps overshoot the end
             end = self.end if self.coordinates is None else self.coordinates[-1]
             times, states = np.append(times[within], self.t[-1]), np.vstack([states[within], end])
-        bottom = np.array([self._potential.eigenvalues(x, 1, "smallest", tol=1e-3)[0] for x in states])
+        try:
+            bottom = np.array([self._potential.eigenvalues(x, 1, "smallest", tol=1e-3)[0] for x in states])
+        except (
+            np.linalg.LinAlgError,
+            RuntimeError,
+            ValueError,
+        ):  # how the solvers say that they met inf or NaN
+            bottom = np.full(len(states), np.nan)
+        if not (np.isfinite(bottom).all() and np.isfinite(np.linalg.norm(states))):
+            return float("nan"), float("nan")
         rate = np.maximum(-bottom, 0.0)
         exponent = np.concatenate([[0.0], np.cumsum(0.5 * (rate[1:] + rate[:-1]) * np.diff(times))])
         # relative to the largest state so far: a flow that decays to zero amplifies nothing

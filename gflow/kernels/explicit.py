@@ -528,6 +528,8 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
             slopes,
         )
         error = _error(index, weight, count, h, theta, theta_new, g, stages, rtol, atol)
+        if not np.isfinite(slopes[last]):  # of the new state; not all error estimates hold it
+            error = np.inf
         good = error <= 1.0  # false for NaN
         counters[GRADIENTS] += last
         if good and dense_times.shape[0] > 0:

@@ -37,7 +37,7 @@ class State(NamedTuple):
     cursor: Ints
     now: Floats  # (n + 1,): nu and A
     before: Floats  # (n + 1,): the same a step ago
-    longest: Floats  # (1,): the longest step of nu so far
+    coarsest: Floats  # (2,): the longest step of nu so far, and the largest trace of its linearised drift
     normals: Floats  # (n + 1,) scratch
 
 
@@ -49,11 +49,12 @@ class Noise(NamedTuple):
     dt: float
     logs: Floats  # (2 d,): the logarithms of the pair at the start
     shrink: Floats  # (d,)
+    stiffness: Floats  # (d,): by which the squares of the pair go into the trace
 
 
-def new_state(now: Floats, step: int, longest: float) -> State:
+def new_state(now: Floats, step: int, coarsest: Floats) -> State:
     """The state in which a run starts."""
-    return State(np.array([step, 0]), now.copy(), now.copy(), np.array([longest]), np.empty(now.size))
+    return State(np.array([step, 0]), now.copy(), now.copy(), coarsest.copy(), np.empty(now.size))
 
 
 @kernel
@@ -72,7 +73,7 @@ def _draw(seed, step, n, out):
 def advance(data, dims, work, state, noise, at, saved, budget):
     """Go on until all steps in ``at`` are saved; comes back after ``budget`` steps.
 
-    Or where X beta is not finite: the state is then that of the step before.
+    Or where X beta is not finite: the state is then that of the step before.  Such states are not saved.
     """
     cursor, now, normals = state.cursor, state.now, state.normals
     d, n, factor, dt = dims[1], dims[2], data[0], noise.dt
@@ -80,14 +81,6 @@ def advance(data, dims, work, state, noise, at, saved, budget):
     starts = labels + n
     while True:
         step = cursor[STEP]
-        while cursor[SAVED] < at.size and at[cursor[SAVED]] == step:
-            for i in range(n + 1):
-                saved[cursor[SAVED], i] = now[i]
-            cursor[SAVED] += 1
-        if cursor[SAVED] == at.size:
-            return FINISHED
-        if budget <= 0:
-            return PAUSED
         for i in range(d):
             fallen = noise.shrink[i] * now[n]
             data[starts + i] = noise.logs[i] - fallen
@@ -103,16 +96,25 @@ def advance(data, dims, work, state, noise, at, saved, budget):
             for i in range(n + 1):
                 now[i] = state.before[i]
             return NON_FINITE
+        while cursor[SAVED] < at.size and at[cursor[SAVED]] == step:
+            for i in range(n + 1):
+                saved[cursor[SAVED], i] = now[i]
+            cursor[SAVED] += 1
+        if cursor[SAVED] == at.size:
+            return FINISHED
+        if budget <= 0:
+            return PAUSED
+        trace = 0.0
+        for i in range(d):
+            trace += noise.stiffness[i] * (work[d + i] + work[2 * d + i])
+        state.coarsest[1] = max(state.coarsest[1], trace)
         _draw(noise.seed[0], step, n, normals)
         size = 2.0 * np.sqrt(noise.step_size * factor * loss * dt)
-        square = 0.0
+        state.coarsest[0] = max(state.coarsest[0], 2.0 * dt * np.sqrt(factor * loss) + size)
         for i in range(n):
-            moved = 2.0 * factor * dt * work[outputs + i] - size * normals[i]
             state.before[i] = now[i]
-            now[i] += moved
-            square += moved * moved
+            now[i] += 2.0 * factor * dt * work[outputs + i] - size * normals[i]
         state.before[n] = now[n]
         now[n] += dt * loss
-        state.longest[0] = max(state.longest[0], np.sqrt(square))
         cursor[STEP] += 1
         budget -= 1

@@ -168,6 +168,12 @@ class Noisy(Dual):
 
     shrink: Array
 
+    @property
+    def stiffness(self) -> Array:
+        """(d,): with the squares of both of the pair, the trace of the linearised drift of nu."""
+        scale = 0.25 if self.product else 1.0
+        return np.asarray(4.0 * self.factor * self.rate * scale * np.sum(self.rows**2, axis=0))
+
     @classmethod
     def under(cls, step_size: float, dual: Dual) -> Noisy:
         """With the noise of stochastic gradient descent of a step size."""

@@ -60,7 +60,14 @@ def gain(model: Any, gradients: ArrayLike, step_size: ArrayLike) -> Array:
     model : Diagonal
         Of depth 2.
     gradients : array (K, d)
-        ∇_β of the loss of each step's batch, at β before the step.
+        ∇_β of the loss of each step's batch, at β before the step.  For a run of :func:`gflow.descend` with ``batch_size``
+        and ``save_every=1``, :func:`gflow.iterate.batches` gives each step's samples, and with these, X, y and the factor f
+        of the problem (n samples in it, b in a batch, whose loss counts n / b fold) the square loss has ::
+
+            rows = gflow.iterate.batches(run)  # (K, b)
+            beta = model.predictor(run.theta[:-1])  # (K, d)
+            off = np.einsum("kbd,kd->kb", X[rows], beta) - y[rows]
+            gradients = 2 * f * (n / b) * np.einsum("kbd,kb->kd", X[rows], off)
     step_size : float or array (K,)
         γ.
 
@@ -123,7 +130,7 @@ def descent_limit(
     Parameters
     ----------
     model, theta0, gradients, step_size
-        As in :func:`descent_start`.
+        As in :func:`descent_start`; :func:`gain` says how to get the gradients from a run.
     problem : Problem
         Samples with one output, square loss.
     force : bool

@@ -125,6 +125,57 @@ def test_without_noise_it_is_euler_in_the_dual():
     assert 0.9 <= np.polyfit(np.log(dts), np.log(errors), 1)[0] <= 1.1
 
 
+def test_the_strong_order_is_one_half():
+    """Mean distance of logarithms between paths of one Brownian motion, the finest by the kernel.
+
+    Over a time so short that the noise has more to say than the drift, whose error is of first order.
+    """
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 6))
+    problem, model = gflow.Problem(x, x @ [1, -0.8, 0, 0, 0, 0], factor=1 / 16), gflow.Diagonal(6)
+    y, f, gamma, alpha, end, steps, runs = problem.Y[:, 0], problem.factor, 0.3, 0.3, 0.1, 256, 400
+    theta0, h = model.init(scale=alpha), end / steps
+    finest = gflow.ensemble(model, problem, theta0, [end], step_size=gamma, rng=range(runs), dt=h).theta[
+        :, -1
+    ]
+    fine = np.array([[normals(seed, step, 4) for step in range(steps)] for seed in range(runs)])
+    dts, errors = h * 2.0 ** np.arange(3, 7), []
+    for dt in dts:
+        k = round(dt / h)
+        brownian = np.sqrt(h) * fine.reshape(runs, steps // k, k, 4).sum(axis=2)
+        plus, minus = np.full((2, runs, 6), alpha)
+        for step in range(steps // k):
+            r = (plus**2 - minus**2) @ x.T - y
+            loss = f * np.sum(r**2, axis=1, keepdims=True)
+            moved = 2 * (2 * f * dt * r - 2 * np.sqrt(gamma * f * loss) * brownian[:, step]) @ x
+            ito = 8 * gamma * f * loss * dt * np.sum(x**2, axis=0)
+            plus, minus = plus * np.exp(-moved - ito), minus * np.exp(moved - ito)
+        far = np.log(np.hstack([plus, minus]) / finest)
+        errors.append(np.mean(np.linalg.norm(far, axis=1)))
+    assert 0.4 <= np.polyfit(np.log(dts), np.log(errors), 1)[0] <= 0.65
+
+
+@pytest.mark.parametrize(("gamma", "alpha"), [(0.1, 0.3), (0.05, 0.1)])
+def test_the_default_dt_is_a_part_of_the_step_size_with_little_bias(gamma, alpha):
+    """The mean of int L against that of steps a quarter as long."""
+    x = np.random.default_rng(0).standard_normal((4, 6))
+    problem, model = gflow.Problem(x, x @ [1, -0.8, 0, 0, 0, 0], factor=1 / 16), gflow.Diagonal(6)
+    common = {"step_size": gamma, "rng": range(1000)}
+    many = gflow.ensemble(model, problem, model.init(scale=alpha), [20.0], **common)
+    dt = many.spec["dt"]
+    one = gflow.stochastic_flow(model, problem, model.init(scale=alpha), 20.0, gamma, rng=0)
+    assert one.spec["dt"] == dt and gamma / dt == pytest.approx(round(gamma / dt)) and one.status.ok
+    np.testing.assert_array_equal(one.end, many.theta[0, -1])
+    finer = gflow.ensemble(model, problem, model.init(scale=alpha), [20.0], **common, dt=dt / 4)
+    a, b = (runs["loss_integral"][:, -1] for runs in (many, finer))
+    noise = np.sqrt((a.var() + b.var()) / 1000)
+    assert abs(a.mean() - b.mean()) <= 0.01 * b.mean() + 4 * noise
+    sharpness = (
+        0.5 * np.linalg.eigvalsh((x * abs(np.linalg.lstsq(x, problem.Y[:, 0], rcond=None)[0])) @ x.T)[-1]
+    )
+    assert dt * sharpness <= 0.05 * (1 + 1e-12)
+
+
 @by_form
 def test_one_step_has_the_noise_of_sgd_on_alike_residuals(form):
     """Mean and covariance of log u ± v or log w± over one step, against SGD's on residuals of one size."""
@@ -266,6 +317,42 @@ def test_a_path_that_blows_up_keeps_what_it_has_and_a_coarse_one_says_so():
     assert coarse.outcome.code == "finished" and not coarse.status.ok
     assert coarse.status.warnings[0].startswith("coarse")
     assert gflow.stochastic_flow(model, problem, theta0, 10.0, 0.01, rng=0).status.ok
+
+
+def small():
+    x = np.random.default_rng(0).standard_normal((4, 6))
+    return gflow.Diagonal(6), gflow.Problem(x, x @ [1, -0.8, 0, 0, 0, 0], factor=1 / 16)
+
+
+def test_steps_that_are_too_long_are_told_of():
+    """Above the limit of stability, where the path oscillates for ever; at a fifth of it, where it is biased; stopped or not."""
+    model, problem = small()
+    theta0 = model.init(scale=0.1)
+    path = gflow.stochastic_flow(model, problem, theta0, [5.0, 10, 20, 40], 1e-30, rng=0, dt=1.0)
+    assert path.loss[-1] > 1e-3 and path.status.warnings[0].startswith("coarse: one step may have")
+    biased = gflow.stochastic_flow(model, problem, theta0, 40.0, 0.2, rng=0, dt=0.2)
+    assert biased.outcome.code == "finished" and not biased.status.ok
+    stopped = gflow.stochastic_flow(
+        model, problem, theta0, np.arange(41.0), 1e-30, rng=0, dt=1.0, stop=lambda t, x: t > 20
+    )
+    assert stopped.outcome.code == "stopped" and not stopped.status.ok
+    rest = gflow.stochastic_flow(model, problem, None, 50.0, 1e-30, start=path)
+    assert not rest.status.ok
+    many = gflow.ensemble(model, problem, theta0, [40.0], step_size=0.2, dt=0.2, rng=[0])
+    assert many[0].status == biased.status
+
+
+@pytest.mark.parametrize(("times", "dt"), [(1000.0, 1000.0), (np.arange(20) * 200.0, 200.0)])
+def test_no_state_that_blew_up_is_saved(times, dt):
+    """Whether it does so in the last step, or in one that is to be saved."""
+    model, problem = small()
+    path = gflow.stochastic_flow(
+        model, problem, model.init(scale=1.0), times, 1e-30, rng=0, dt=dt, observe="loss"
+    )
+    assert path.outcome.code == "non_finite"
+    assert np.isfinite(path.theta).all() and np.isfinite(path.loss).all() and np.all(np.diff(path.t) > 0)
+    assert path.t[-1] == dt * path.counts["steps"]
+    np.testing.assert_array_equal(path["loss"], path.loss)
 
 
 PROBLEM, MODEL = regression()

@@ -7,7 +7,9 @@ import pytest
 from diagonal_referee import equal_start, predictor, pull_back, regression
 from scipy.linalg import null_space
 
+import gflow
 from gflow import Diagonal, Problem
+from gflow.iterate import batches
 from gflow.theory import diagonal, effective
 from gflow.theory.prediction import Refused
 
@@ -202,3 +204,21 @@ def test_noise_has_the_covariance_of_batches_of_one(form):
 def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_gradients_of_a_run_on_batches_are_got_as_gain_says(size):
+    """From gflow.iterate.batches alone: then log sqrt(w_+ w_-) of the run is that of descent_start."""
+    x = np.random.default_rng(0).standard_normal((4, 6))
+    y = x @ [1, -0.8, 0, 0, 0, 0]
+    problem, model = Problem(x, y), Diagonal(6)
+    theta0 = model.init(scale=0.1)
+    run = gflow.descend(model, problem, theta0, 0.02, 500, batch_size=size, rng=0)
+    rows = batches(run)
+    beta = model.predictor(run.theta[:-1])
+    off = np.einsum("kbd,kd->kb", x[rows], beta) - y[rows]
+    gradients = 2 * problem.factor * (4 / size) * np.einsum("kbd,kb->kd", x[rows], off)
+    found = effective.descent_start(model, theta0, gradients, 0.02).log_alpha
+    np.testing.assert_allclose(
+        0.5 * np.log(np.prod(model.unpack(run.end), axis=0)), found, rtol=0, atol=1e-12
+    )
