@@ -388,8 +388,10 @@ class Trajectory:
             within = times < self.t[-1]  # steps overshoot the end
             end = self.end if self.coordinates is None else self.coordinates[-1]
             times, states = np.append(times[within], self.t[-1]), np.vstack([states[within], end])
+        potential = self._potential
+        potential.hvp_kernel  # noqa: B018  says so if there is none
         try:
-            bottom = np.array([self._potential.eigenvalues(x, 1, "smallest", tol=1e-3)[0] for x in states])
+            bottom = np.array([potential.eigenvalues(x, 1, "smallest", tol=1e-3)[0] for x in states])
         except (
             np.linalg.LinAlgError,
             RuntimeError,

@@ -217,7 +217,9 @@ def test_an_interrupt_returns_what_there_is(where):
 
 
 LONG = """
+    import signal
     import numpy as np, gflow
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background inherit that it is ignored
     rng = np.random.default_rng(0)
     model = gflow.DeepLinear((20, 20, 20))
     problem = gflow.Problem(rng.standard_normal((60, 20)), rng.standard_normal((60, 20)))

@@ -130,20 +130,14 @@ def test_ordinary_runs_from_small_random_starts_are_not_flagged(seed):
 
 
 @pytest.mark.parametrize("coords", ["plain", "log"])
-@pytest.mark.parametrize("depth", [2, 4])
-def test_what_has_failed_can_still_be_looked_at(coords, depth):
-    """A flow whose gradient overflows at once, and one of depth 4 that is shot there on the way out of 1e-100."""
+def test_what_has_failed_can_still_be_looked_at(coords):
+    """A flow whose gradient overflows at once."""
     x = np.random.default_rng(0).standard_normal((4, 6))
-    problem, model = gflow.Problem(x, x @ [1, -0.8, 0, 0, 0, 0]), gflow.Diagonal(6, depth)
-    theta0, end = (np.full(12, 1e200), 1.0) if depth == 2 else (model.init(scale=1e-100), 1.5e200 / 8)
-    run = gflow.flow(model, problem, theta0, end, coords=coords)
+    problem, model = gflow.Problem(x, x @ [1, -0.8, 0, 0, 0, 0]), gflow.Diagonal(6)
+    run = gflow.flow(model, problem, np.full(12, 1e200), 1.0, coords=coords)
     assert np.isfinite(run.theta).all() and run.loss.shape == run.t.shape
-    if depth == 2:
-        assert run.status.code == "non_finite" and "not measured" in run.status.message
-        assert np.isnan(run.sensitivity())
-    else:
-        assert np.isfinite(run.loss).all() and run.loss[-1] <= run.loss[0] * (1 + 1e-9)
-        assert str(run.status)
+    assert run.status.code == "non_finite" and "not measured" in run.status.message
+    assert np.isnan(run.sensitivity())
 
 
 def test_zeros_have_no_logarithm_to_follow_for_ever():
