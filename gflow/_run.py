@@ -116,6 +116,26 @@ class Interrupts:
             raise KeyboardInterrupt
 
 
+class Stepped:
+    """What runs of counted steps, not of an adaptive time, tell the drive; ``steps`` and ``saved`` are theirs."""
+
+    steps: Any
+    saved: Any
+    within = True
+
+    @property
+    def advanced(self) -> int:
+        """A count that grows when there is a new saved state to show to ``stop``; the first one is saved late."""
+        return max(self.saved, 1)
+
+    @property
+    def done(self) -> float:
+        return float(self.steps)
+
+    def note(self) -> str:
+        return f"step {self.steps}"
+
+
 def drive(run: Any, watch: Watch, max_steps: int, progress: bool) -> Status:
     """Advance a run in stretches of about 0.1 s, and between them observe, ask ``stop`` and show progress.
 

@@ -14,6 +14,7 @@ from gflow._memory import refuse_if_too_large
 from gflow._run import (
     Array,
     Observers,
+    Stepped,
     Watch,
     callable_or_none,
     drive,
@@ -352,7 +353,7 @@ def outcome_of(code: int, steps: int, n_steps: int, sizes: Array, options: Optio
     return Status("non_finite", f"{why} {said}; the last finite state is kept.")
 
 
-class _Descent:
+class _Descent(Stepped):
     """One descent: where it stands, and how it goes on."""
 
     verb = "descend"
@@ -388,20 +389,6 @@ class _Descent:
     @property
     def t(self) -> float:
         return float(self.times(self.steps))
-
-    @property
-    def advanced(self) -> int:
-        """A count that grows when there is a new saved state to show to ``stop``; the first one is saved late."""
-        return max(self.saved, 1)
-
-    within = True
-
-    @property
-    def done(self) -> float:
-        return float(self.steps)
-
-    def note(self) -> str:
-        return f"step {self.steps}"
 
     def advance(self, budget: int, max_steps: int) -> Status | None:
         code = descent.advance(

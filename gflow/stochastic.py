@@ -14,6 +14,7 @@ from gflow._memory import refuse_if_too_large
 from gflow._run import (
     Array,
     Observers,
+    Stepped,
     Watch,
     callable_or_none,
     drive,
@@ -207,11 +208,10 @@ def stopped_at(steps: int, total: int, why: str) -> str:
     return f"Stopped at step {steps} of {total}: {why}."
 
 
-class StochasticPath:
+class StochasticPath(Stepped):
     """One path: where it stands, and how it goes on."""
 
     verb = "stochastic flow"
-    within = True
 
     def __init__(
         self, objective: Objective, chart: Noisy, at: NDArray[np.int64], step_size: float, dt: float, seed: int,
@@ -246,18 +246,6 @@ class StochasticPath:
     @property
     def t(self) -> float:
         return self.steps * self.dt
-
-    @property
-    def advanced(self) -> int:
-        """A count that grows when there is a new saved state to show to ``stop``; the first one is saved late."""
-        return max(self.saved, 1)
-
-    @property
-    def done(self) -> float:
-        return float(self.steps)
-
-    def note(self) -> str:
-        return f"step {self.steps}"
 
     def advance(self, budget: int, max_steps: int) -> Status | None:
         data, dims, work, noise = self.arguments

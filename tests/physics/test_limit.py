@@ -187,3 +187,11 @@ def test_a_deep_linear_network_is_not_at_its_limit_on_a_plateau():
     run = gflow.flow(model, problem, model.init("gaussian", scale=1e-3, rng=0), np.inf)
     w1, w2, w3 = model.unpack(run.end)
     assert run.limit.kind == "saddle" or np.abs(w3 @ w2 @ w1 - target).max() < 1e-8
+
+
+def test_a_slow_approach_along_a_valley_is_not_taken_for_the_limit():
+    """Three coordinates all but fit; what the 57 small ones still have to do takes 1e11 times as long."""
+    x = np.random.default_rng(0).standard_normal((30, 60))
+    problem, model = Problem(x, x[:, :3].sum(axis=1) / np.sqrt(3.0)), gflow.Diagonal(60, 5)
+    run = gflow.flow(model, problem, model.init(scale=0.03), np.inf, max_steps=5000)
+    assert run.limit is None and run.status.code == "max_steps"
