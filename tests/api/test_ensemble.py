@@ -7,7 +7,8 @@ import pytest
 from cases import CASES
 
 import gflow
-from gflow import ensembles
+from gflow.ensembles import flows as many_flows
+from gflow.ensembles import runs as many_runs
 from gflow.kernels import explicit
 from gflow.objective import Objective
 
@@ -62,9 +63,9 @@ def test_any_width_on_any_number_of_threads(width, jobs):
 
 def test_more_runs_than_a_block_and_steps_than_a_stretch(monkeypatch):
     """Runs that share buffers, and are interrupted anywhere, leave nothing to one another."""
-    monkeypatch.setattr(ensembles, "_STRETCH_SECONDS", 1e-6)
+    monkeypatch.setattr(many_runs, "_STRETCH_SECONDS", 1e-6)
     monkeypatch.setattr(
-        ensembles._Runs, "first_budget", property(lambda s: 7, lambda s, v: None), raising=False
+        many_runs.Runs, "first_budget", property(lambda s: 7, lambda s, v: None), raising=False
     )
     thetas = np.random.default_rng(2).permutation(np.geomspace(1e-9, 2.0, 60))[:, None] * [1.0, -0.5]
     runs = gflow.ensemble(SCALAR, UNIT, thetas, [0.0, 3.0, 30.0], rtol=1e-7, jobs=2)
@@ -130,7 +131,7 @@ def test_an_interrupt_keeps_what_was_done(monkeypatch):
     rng = np.random.default_rng(4)
     model = gflow.DeepLinear((4, 4, 4))
     problem = gflow.Problem.factorization(np.diag([100.0, 10.0, 1.0, 0.1]) @ rng.standard_normal((4, 4)))
-    looks, wait = [], ensembles.wait
+    looks, wait = [], many_runs.wait
 
     def press(*arguments, **options):
         looks.append(0)
@@ -138,8 +139,8 @@ def test_an_interrupt_keeps_what_was_done(monkeypatch):
             raise KeyboardInterrupt
         return wait(*arguments, **options)
 
-    monkeypatch.setattr(ensembles, "wait", press)
-    monkeypatch.setattr(ensembles, "_STRETCH_SECONDS", 0.01)
+    monkeypatch.setattr(many_runs, "wait", press)
+    monkeypatch.setattr(many_runs, "_STRETCH_SECONDS", 0.01)
     thetas = starts(model, 400)
     t = np.geomspace(1e-4, 1e3, 9)
     runs = gflow.ensemble(model, problem, thetas, t, method="tsit5", rtol=1e-8)
@@ -318,7 +319,7 @@ def test_the_stability_limit_as_an_ensemble_over_step_sizes():
 
 
 def test_interrupted_descents_go_on(monkeypatch):
-    looks, wait = [], ensembles.wait
+    looks, wait = [], many_runs.wait
 
     def press(*arguments, **options):
         looks.append(0)
@@ -326,8 +327,8 @@ def test_interrupted_descents_go_on(monkeypatch):
             raise KeyboardInterrupt
         return wait(*arguments, **options)
 
-    monkeypatch.setattr(ensembles, "wait", press)
-    monkeypatch.setattr(ensembles, "_STRETCH_SECONDS", 0.01)
+    monkeypatch.setattr(many_runs, "wait", press)
+    monkeypatch.setattr(many_runs, "_STRETCH_SECONDS", 0.01)
     n, thetas = 200_000, starts(SCALAR, 60)
     options = {"optimizer": "adam", "save_every": n}
     runs = gflow.ensemble(SCALAR, UNIT, thetas, step_size=1e-4, n_steps=n, **options)
@@ -394,7 +395,7 @@ def test_the_pace_of_stiff_flows_is_that_of_steps_taken(monkeypatch):
     rng = np.random.default_rng(0)
     problem = gflow.Problem(rng.standard_normal((5, 10)), rng.standard_normal(5))
     model, allowed = gflow.Diagonal(10, depth=3), []
-    advance = ensembles._SingleWorker.advance
+    advance = many_flows.SingleWorker.advance
 
     def watched(self, budget):
         before = self.steps
@@ -402,7 +403,7 @@ def test_the_pace_of_stiff_flows_is_that_of_steps_taken(monkeypatch):
         allowed.append((budget, self.steps - before))
         return done
 
-    monkeypatch.setattr(ensembles._SingleWorker, "advance", watched)
+    monkeypatch.setattr(many_flows.SingleWorker, "advance", watched)
     runs = gflow.ensemble(model, problem, [model.init(scale=0.3)], 1e3, jobs=1)
     taken = int(runs.counts["accepted"][0] + runs.counts["rejected"][0])
     assert sum(steps for _, steps in allowed) == taken
