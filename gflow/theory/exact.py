@@ -260,7 +260,10 @@ def factor_values(s: ArrayLike, balance: float) -> tuple[Array, Array]:
 
 
 def overlap(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> Array:
-    """Singular values of P₊ᵀQ(0) over ‖Q(0)‖₂: where the least is 0 a saddle stands in the way.
+    """Singular values of P₊ᵀQ(0) over ‖Q(0)‖₂, all above 0 where QQᵀ → 2F₊.
+
+    Where one is 0 the limit lacks a direction of F₊, in general that of its least eigenvalue: at λ = 0 a saddle
+    stands in the way; else, with fewer hidden units than F₊ has eigenvalues, the map is learned all the same.
 
     Parameters
     ----------
