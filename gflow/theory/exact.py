@@ -9,8 +9,9 @@ whose general solution is :func:`gflow.theory.linear.riccati`; its sign of λ ho
 of M the eigenvectors of F are [(1 − H) v; (1 + H) u] and [(1 + H) v; −(1 − H) u], with eigenvalues ± √(s² + λ²/4),
 H = (√(λ² + 4s²) − 2s) / λ; vectors without a partner have −λ/2 (inputs) and λ/2 (outputs).
 
-From almost every start QQᵀ → 2F₊, F₊ the positive part of F.  It does exactly if P₊ᵀQ(0) has full row rank, P₊ an
-eigenbasis of F₊: :func:`overlap`.  For λ = 0 and W_2W_1 = U S Vᵀ that matrix is ½ √2 Bᵀ √S Rᵀ, B = UᵀU_s + VᵀV_s, R
+From almost every start QQᵀ → 2F₊, F₊ the positive part of F, if there are as many hidden units as positive eigenvalues.
+It does exactly if P₊ᵀQ(0) has full row rank, P₊ an eigenbasis of F₊: :func:`overlap`, :func:`limit`.
+For λ = 0 and W_2W_1 = U S Vᵀ that matrix is ½ √2 Bᵀ √S Rᵀ, B = UᵀU_s + VᵀV_s, R
 orthonormal.  For d = k and full ranks B is singular exactly where det W(0) det M < 0: B = UᵀU_s (I + O) with O orthogonal
 and det O = −1, which has the eigenvalue −1.  The flow then goes to a saddle of loss ½ s_min².
 
@@ -58,8 +59,22 @@ class _Frames(NamedTuple):
 def _frames(target: Array, w1: Array, w2: Array) -> _Frames:
     left, s, right = np.linalg.svd(target, full_matrices=False)
     u, size, v = np.linalg.svd(w2 @ w1, full_matrices=False)
+    return _Frames(left, s, right.T, u, size, v.T, *alignment(target, w2 @ w1))
+
+
+def alignment(target: ArrayLike, W: ArrayLike) -> tuple[Array, Array]:
+    """B = UᵀU_s + VᵀV_s and C = UᵀU_s − VᵀV_s, (r, r) each, of target = U_s S_s V_sᵀ and W = U S Vᵀ, r = min(k, d).
+
+    Parameters
+    ----------
+    target, W : array (k, d)
+        Signs of singular vectors are those of ``np.linalg.svd``: only |det B| and its singular values have a meaning.
+    """
+    goal = finite_array("target", target, ("k", "d"))
+    left, _, right = np.linalg.svd(goal, full_matrices=False)
+    u, _, v = np.linalg.svd(finite_array("W", W, goal.shape), full_matrices=False)
     a, b = u.T @ left, v @ right.T
-    return _Frames(left, s, right.T, u, size, v.T, a + b, a - b)
+    return a + b, a - b
 
 
 def conditions(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> tuple[Hypothesis, ...]:
@@ -259,11 +274,15 @@ def factor_values(s: ArrayLike, balance: float) -> tuple[Array, Array]:
     return split_strength(s, balance)
 
 
-def overlap(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> Array:
-    """Singular values of P₊ᵀQ(0) over ‖Q(0)‖₂, all above 0 where QQᵀ → 2F₊.
+def _leading(target: Array, balance: float, hidden: int) -> tuple[Array, Array]:
+    """The positive eigenvalues of F, or the ``hidden`` largest of them, and their eigenvectors."""
+    mu, basis = np.linalg.eigh(riccati_matrix(target, balance))
+    count = min(int(np.sum(mu > len(mu) * _EPS * np.abs(mu).max())), hidden)
+    return mu[len(mu) - count :], basis[:, len(mu) - count :]
 
-    Where one is 0 the limit lacks a direction of F₊, in general that of its least eigenvalue: at λ = 0 a saddle
-    stands in the way; else, with fewer hidden units than F₊ has eigenvalues, the map is learned all the same.
+
+def overlap(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> Array:
+    """Singular values of PᵀQ(0) over ‖Q(0)‖₂, all above 0 where QQᵀ goes to its :func:`limit`.
 
     Parameters
     ----------
@@ -275,8 +294,7 @@ def overlap(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> Array:
     Returns
     -------
     array (r,)
-        Descending; r is the number of positive eigenvalues of F (above rounding).  Zeros stand for hidden
-        units that are missing, h < r.
+        Descending; P holds the eigenvectors of the positive eigenvalues of F, or of the h largest of them.
 
     Raises
     ------
@@ -284,13 +302,10 @@ def overlap(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> Array:
         If shapes do not fit, or the start is not λ-balanced (to 1e-6).
     """
     goal, w1, w2 = _layers(target, W1, W2)
-    mu, basis = np.linalg.eigh(riccati_matrix(goal, _balance(w1, w2)))
     start = np.vstack([w1.T, w2])
-    positive = basis[:, mu > len(mu) * _EPS * np.abs(mu).max()]
-    values = np.linalg.svd(positive.T @ start, compute_uv=False)
+    values: Array = np.linalg.svd(_leading(goal, _balance(w1, w2), len(w1))[1].T @ start, compute_uv=False)
     size = float(np.linalg.norm(start, 2))
-    padded = np.append(values, np.zeros(positive.shape[1] - len(values)))
-    return padded / size if size > 0 else padded
+    return np.asarray(values / size if size > 0 else values, dtype=np.float64)
 
 
 def _balance(w1: Array, w2: Array) -> float:
@@ -302,23 +317,26 @@ def _balance(w1: Array, w2: Array) -> float:
     return balance
 
 
-def limit(target: ArrayLike, balance: float) -> Array:
-    """2F₊, the limit of Q Qᵀ (d + k, d + k) where :func:`overlap` does not vanish.
+def limit(target: ArrayLike, balance: float, hidden: int) -> Array:
+    """Limit of Q Qᵀ (d + k, d + k) where :func:`overlap` does not vanish: 2F₊, or its best approximation of rank h.
 
     Parameters
     ----------
     target : array (k, d)
     balance : float
         λ.
+    hidden : int
+        h.  Behind a bottleneck the limit is unique only if the h-th positive eigenvalue of F exceeds the next.
 
     Returns
     -------
     qq : array (d + k, d + k)
-        With λ = 0: W_1ᵀW_1 = V_s S Vₛᵀ, W_2W_2ᵀ = U_s S Uₛᵀ.  In general W_1ᵀW_1 and W_2W_2ᵀ have the squares of
-        :func:`factor_values`, and |λ| on what the larger side has beyond the smaller, if λ points to it.
+        With λ = 0 and enough hidden units: W_1ᵀW_1 = V_s S Vₛᵀ, W_2W_2ᵀ = U_s S Uₛᵀ; with fewer the best approximation of
+        the target of rank h is learned.  In general W_1ᵀW_1 and W_2W_2ᵀ have the squares of :func:`factor_values`,
+        and |λ| on what the larger side has beyond the smaller, if λ points to it and units are left.
     """
-    mu, basis = np.linalg.eigh(riccati_matrix(finite_array("target", target, ("k", "d")), balance))
-    return basis * (2 * np.maximum(mu, 0.0)) @ basis.T
+    mu, basis = _leading(finite_array("target", target, ("k", "d")), balance, hidden)
+    return basis * (2 * mu) @ basis.T
 
 
 def tangent_kernel(qq: ArrayLike, X: ArrayLike) -> Array:
