@@ -406,7 +406,7 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
 def _overlay(ax: Axes, t: Array, exact: Array, some: Array, measured: Array) -> None:
     """At most eight entries, spread over the matrix."""
     flat, dots = exact.reshape(len(t), -1), measured.reshape(len(some), -1)
-    kept = np.unique(np.linspace(0, flat.shape[1] - 1, 8).astype(int))
+    kept = np.unique(37 * np.arange(min(8, flat.shape[1])) % flat.shape[1])
     plot.curves(ax, t, flat[:, kept], linewidth=0.9)
     plot.curves(ax, some, dots[:, kept], **plot.MARKS)
 
@@ -458,7 +458,11 @@ def _lazy_plate(out: Path, size: str) -> Plate:
     left.set_ylim(1e-4, 100)
     left.set_ylabel("$\\frac{1}{2}\\|W-M\\|^2$")
     middle.set_ylim(1e-9, 1)
-    middle.set_ylabel("turn of the kernel")
+    for ax, title in zip(
+        (left, middle, right), ("loss", "turn of the kernel", "turn of the kernel, at the end"), strict=True
+    ):
+        ax.set_title(title)
+    middle.set_ylabel("1 − cosine")
     balances = np.concatenate([-np.geomspace(100, 0.01, 41), [0.0], np.geomspace(0.01, 100, 41)])
     right.plot(balances, [turned(value) for value in balances], color="black", linewidth=0.9)
     for value in (-50.0, -10.0, -3.0, -1.0, 0.0, 1.0, 3.0, 10.0, 50.0):
@@ -467,9 +471,9 @@ def _lazy_plate(out: Path, size: str) -> Plate:
         right.plot(value, theory.exact.kernel_distance(*setup.kernels(ends)), color="black", **plot.MARKS)
     right.set_xscale("symlog", linthresh=1.0)
     right.set_yscale("log")
-    right.set_xticks([-100, -10, -1, 0, 1, 10, 100])
+    right.set_xticks([-100, -10, 0, 10, 100], ["−100", "−10", "0", "10", "100"])
     right.set_xlabel("imbalance $\\lambda$ (weight²)")
-    right.set_ylabel("turn of the kernel, at the end")
+    right.set_ylabel("1 − cosine")
     for ax in (left, middle):
         ax.set_xlabel("time $t$ (time constants)")
     handles, _ = left.get_legend_handles_labels()
@@ -546,7 +550,7 @@ def _obstruction_plate(out: Path, size: str) -> Plate:
     left.set_ylim(1e-8, 10)
     left.set_xlabel("time $t$ (time constants)")
     left.set_ylabel("$\\frac{1}{2}\\|W-M\\|^2$")
-    left.legend(loc="lower left", fontsize=6)
+    left.legend(loc="lower left", bbox_to_anchor=(0.15, 0.0), fontsize=6)
     found = draws(300 if size == "quick" else 2000)
     for opposite, color, name in ((False, "C2", "equal signs"), (True, "C1", "opposite signs")):
         values = np.sort(np.maximum(found.determinant[found.opposite == opposite], 1e-18))
@@ -558,7 +562,7 @@ def _obstruction_plate(out: Path, size: str) -> Plate:
         )
     right.set_xlabel("$|\\det B|$ (dimensionless)")
     right.set_ylabel("share of starts up to there")
-    right.legend(loc="lower center", bbox_to_anchor=(0.45, 0.0))
+    right.legend(loc="center", fontsize=6)
     return Plate(
         plot.save(fig, out / "obstruction")[1],
         "A sign that stands in the way. Left: loss of a zero-balanced 3-3-3 network with det W(0) det M < 0: the closed form tends to the saddle, dashed; "

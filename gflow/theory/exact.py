@@ -303,7 +303,7 @@ def overlap(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> Array:
     """
     goal, w1, w2 = _layers(target, W1, W2)
     start = np.vstack([w1.T, w2])
-    values: Array = np.linalg.svd(_leading(goal, _balance(w1, w2), len(w1))[1].T @ start, compute_uv=False)
+    values = np.linalg.svd(_leading(goal, _balance(w1, w2), len(w1))[1].T @ start, compute_uv=False)
     size = float(np.linalg.norm(start, 2))
     return np.asarray(values / size if size > 0 else values, dtype=np.float64)
 
