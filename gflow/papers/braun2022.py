@@ -302,17 +302,16 @@ def claims(size: str) -> list[tuple[Claim, str]]:
         )
 
     tree = partial(SetUp, "tree", signs=1)
+    lambdas = balances(size)
     for form in ("zero-balanced", "general"):
         add(f"5-10-2, {form} form", path, partial(follows, SetUp("demo"), form))
-        add(f"tree, {form} form", path, partial(follows, tree(), form))
-    for balance in balances(size):
+    add("tree, zero-balanced form", path, partial(follows, tree(), "zero-balanced"))
+    for balance in lambdas:
         add(f"tree, λ = {balance:g}", path, partial(follows, tree(balance), "general"))
-    for setup, name in (
-        (SetUp("demo"), "5-10-2"),
-        (tree(), "tree"),
-        *((tree(b), f"tree, λ = {b:g}") for b in balances(size)),
-    ):
-        add(f"limit, {name}", goal, partial(tends, setup))
+    add("limit, 5-10-2", goal, partial(tends, SetUp("demo")))
+    add("limit, tree", goal, partial(tends, tree()))
+    for balance in lambdas if size == "full" else (1.0,):
+        add(f"limit, tree, λ = {balance:g}", goal, partial(tends, tree(balance)))
     add("sign obstruction", stay, partial(saddle, SetUp("square", signs=-1)))
     add("sign obstruction, random starts", same, partial(coincide, 300 if size == "quick" else 2000, 0.0))
     control("unbalanced start", path, partial(follows, SetUp("demo", unequal=2.0), "general"))
