@@ -25,10 +25,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gflow._check import finite_array
-from gflow.models.linear import split_strength
+from gflow._check import finite_array, of_type
+from gflow.models.linear import Symmetric, split_strength
+from gflow.problem import Problem
 from gflow.theory.linear import _lambda_balance, riccati_matrix, solve_riccati
-from gflow.theory.prediction import Hypothesis, Refused, times_of
+from gflow.theory.prediction import Hypothesis, Prediction, Refused, times_of
 
 Array = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
@@ -407,6 +408,48 @@ def symmetric(t: ArrayLike, target: ArrayLike, U: ArrayLike) -> Array:
     if not np.array_equal(goal, goal.T):
         raise ValueError(f"target must be symmetric; it is not by {np.abs(goal - goal.T).max():.2g}")
     return 0.5 * solve_riccati(times_of(t), goal, np.sqrt(2) * u)
+
+
+def symmetric_map(model: Symmetric, problem: Problem, theta0: ArrayLike, force: bool = False) -> Prediction:
+    """End-to-end map (T, n, n) of the symmetric factorisation U Uᵀ from any start: :func:`symmetric`.
+
+    Parameters
+    ----------
+    model : Symmetric
+    problem : Problem
+        A factorisation of a symmetric matrix.
+    theta0 : array (P,)
+        Start.
+    force : bool
+        Compute the formula although a hypothesis fails, for the symmetric part of the matrix.
+
+    Returns
+    -------
+    Prediction
+        Of the observable ``"end_to_end"``.
+
+    Raises
+    ------
+    ValueError
+        If the model is not Symmetric, or the problem is no factorisation that fits it.
+    """
+    of_type("model", model, Symmetric, "a Symmetric network")
+    if not isinstance(problem, Problem) or problem.kind != "factorization":
+        raise ValueError(f"problem must be a factorisation, Problem.factorization(M); got {problem!r:.60}")
+    model.check_problem(problem, model.dimension, model.dimension)
+    (u,) = model.unpack(finite_array("theta0", theta0, (model.size,)))
+    goal = 0.5 * (problem.Y + problem.Y.T)
+    size = float(np.linalg.norm(problem.Y, 2))
+    skew = float(np.linalg.norm(problem.Y - goal, 2)) / size if size > 0 else 0.0
+    rate = 4 * float(problem.factor or 0.0)
+    decay = problem.weight_decay / (rate * size) if size > 0 else float(problem.weight_decay > 0)
+    return Prediction(
+        "end_to_end",
+        (Hypothesis("symmetric target", skew), Hypothesis("no weight decay", decay)),
+        "Tarmoun, França, Haeffele, Vidal (2021)",
+        lambda t: symmetric(rate * t, goal, u),
+        forced=force,
+    )
 
 
 def imbalance_rate(W1: ArrayLike, W2: ArrayLike) -> float:

@@ -281,11 +281,13 @@ class RankInterval:
     count : int
         L.
     start, end : float
-        Of the time of the flow, or of the number of steps of descent; empty unless start < end.
+        Of the time of the flow, or of the number of steps of descent.
     lower, upper : float
         Bounds on ‖W‖_* / ‖W‖₂ in it.
     distance : float
         Bound on ‖W − M_L‖_F in it.
+    steps : bool
+        Whether it counts steps.
     """
 
     count: int
@@ -294,11 +296,12 @@ class RankInterval:
     lower: float
     upper: float
     distance: float
+    steps: bool = False
 
     @property
     def empty(self) -> bool:
-        """Whether it holds no time at all; for steps: whether no whole number."""
-        return not np.ceil(self.start) < self.end if np.isfinite(self.start) else True
+        """Whether it holds no time at all; for steps: no whole number."""
+        return not (np.ceil(self.start) if self.steps else self.start) < self.end
 
     def holds(self, t: ArrayLike) -> NDArray[np.bool_]:
         """Which of the times, or numbers of steps, lie in it."""
@@ -374,7 +377,7 @@ def rank_interval(
                 begin = max(begin, float(mode_time(start, most, target, n)) / (step_size or 1.0))
     lower, upper = rank_bounds(lam, count, small, rest)
     distance = float(np.sqrt(np.sum(small**2) + np.sum(rest**2)))
-    return RankInterval(count, begin, end, lower, upper, distance)
+    return RankInterval(count, begin, end, lower, upper, distance, step_size is not None)
 
 
 # ---- off the factors' equality -----------------------------------------------------------------------------
