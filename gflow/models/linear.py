@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gflow._check import finite_array, generator, one_of, positive, positive_int
+from gflow._check import finite_array, generator, number, one_of, positive, positive_int
 from gflow.kernels import linear as kernels
 from gflow.models.base import Array, BatchArguments, Layered, loss_code
 from gflow.problem import Problem
@@ -221,7 +221,7 @@ class DeepLinear(Layered):
         return self.pack([frames[j + 1] * strengths @ frames[j].T for j in range(self.depth)])
 
     def _check_imbalance(self, imbalance: float, kind: str) -> float:
-        balance = float(finite_array("imbalance", imbalance, ()))
+        balance = number("imbalance", imbalance)
         if balance == 0:
             return 0.0
         if self.depth != 2 or kind not in ("balanced", "aligned"):

@@ -13,7 +13,8 @@ From almost every start QQᵀ → 2F₊, F₊ the positive part of F, if there a
 It does exactly if P₊ᵀQ(0) has full row rank, P₊ an eigenbasis of F₊: :func:`overlap`, :func:`limit`.
 For λ = 0 and W_2W_1 = U S Vᵀ that matrix is ½ √2 Bᵀ √S Rᵀ, B = UᵀU_s + VᵀV_s, R
 orthonormal.  For d = k and full ranks B is singular exactly where det W(0) det M < 0: B = UᵀU_s (I + O) with O orthogonal
-and det O = −1, which has the eigenvalue −1.  The flow then goes to a saddle of loss ½ s_min².
+and det O = −1, which has the eigenvalue −1.  The flow then goes to a saddle: with nᵀP₊ᵀQ(0) = 0 the mode that is not learned is
+the weakest with an entry in n, in general that of s_min, for a loss of ½ s_min².
 
 Sources: arXiv 2409.14623; the zero-balanced form: Braun, Dominé, Fitzgerald, Saxe (2022), after Fukumizu (1998).
 """

@@ -63,7 +63,7 @@ def monotone_step(target: ArrayLike, alpha: float, depth: int) -> Array:
     Returns
     -------
     eta : array
-        Of the shape of ``target``; the least of it serves all.  inf never occurs: α > 0.
+        Of the shape of ``target``; the least of it serves all.
 
     Raises
     ------
@@ -246,8 +246,8 @@ def rank_bounds(spectrum: ArrayLike, count: int, delta: ArrayLike, rho: ArrayLik
 
     Notes
     -----
-    (Σ_{i ≤ L} (λ_i − δ_i)) / max(λ_1 + δ_1, ρ) ≤ ‖W‖_* / ‖W‖₂ ≤ (Σ_{i ≤ L} (λ_i + δ_i) + Σ_{i > L} ρ_i) / (λ_1 − δ_1).
-    The largest of the first L is at most max_i (λ_i + δ_i).
+    (Σ_{i ≤ L} (λ_i − δ_i)₊) / max(λ_i + δ_i, ρ_i) ≤ ‖W‖_* / ‖W‖₂ ≤ (Σ_{i ≤ L} (λ_i + δ_i) + Σ_{i > L} ρ_i) / max(λ_i − δ_i).
+    With λ_1 + δ_1 alone in the denominator of the lower bound it would be wrong: another y_i may be the largest.
     """
     lam, small, rest = _split(spectrum, count, delta, rho)
     if small[0] >= lam[0]:

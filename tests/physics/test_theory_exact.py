@@ -236,6 +236,21 @@ def test_an_obstructed_flow_ends_at_the_saddle_until_rounding_takes_it_away():
     assert far.loss[-1] < 1e-10 * least**2 and not far.status.ok  # and the status says so
 
 
+@pytest.mark.parametrize("turned", [0, 1, 2])
+def test_an_aligned_start_loses_the_mode_that_is_turned_and_any_other_the_weakest(turned):
+    s = np.array([2.0, 1.2, 0.7])
+    signs = np.where(np.arange(3) == turned, -1.0, 1.0)
+    w1, w2 = 0.5 * np.eye(3), 0.5 * np.diag(signs)
+
+    def loss(w1, w2, t):
+        return 0.5 * np.sum((riccati(t, np.diag(s), w1, w2)[0][3:, :3] - np.diag(s)) ** 2)
+
+    assert loss(w1, w2, 30.0) == pytest.approx(0.5 * s[turned] ** 2, rel=1e-9)
+    turn = np.linalg.qr(np.eye(3) + 0.3 * np.random.default_rng(turned).standard_normal((3, 3)))[0]
+    turn *= np.sign(np.linalg.det(turn))
+    assert loss(w1 @ turn, w2, 20.0) == pytest.approx(0.5 * s[-1] ** 2, rel=1e-6)  # e^(−2 (s_2 − s_3) t)
+
+
 def test_the_tangent_kernel_is_that_of_the_network():
     shape = (3, 4, 5)
     target, w1, w2 = set_up(shape, imbalance=2.0)
@@ -378,5 +393,7 @@ def test_imbalanced_starts_keep_the_end_to_end_map(kind):
         model.init(kind, 0.4, problem=problem, imbalance=-1.0)
     with pytest.raises(ValueError, match="imbalance must be 0 but for two layers .* the kind 'gaussian'"):
         model.init("gaussian", 0.4, imbalance=1.0)
+    with pytest.raises(ValueError, match="imbalance must be a finite number; got nan"):
+        model.init("balanced", 0.4, imbalance=np.nan)
     with pytest.raises(ValueError, match="imbalance must be 0 but for two layers .* got 1 for 3 layers"):
         DeepLinear((3, 3, 3, 3)).init("balanced", 0.4, imbalance=1.0)

@@ -260,6 +260,9 @@ def test_rank_bounds_hold_for_everything_that_they_allow():
         lower, upper = theory.rank_bounds(SPECTRUM, count, delta, rho)
         rank = observe.effective_ranks(np.diag(y))["nuclear"]
         assert lower * (1 - 1e-12) <= rank <= upper * (1 + 1e-12)
+    # λ_1 + δ_1 in the place of the largest λ_i + δ_i would be no bound: y = (1, 1, 1.9)
+    lower, _ = theory.rank_bounds([1.0, 1.0, 1.0], 3, [0.0, 0.0, 0.9], [])
+    assert lower <= 3.9 / 1.9 < 2.1 / 1.0
     lower, upper = theory.rank_bounds(SPECTRUM, 2, 0.1, 0.01)
     assert (lower, upper) == pytest.approx((14.8 / 10.1, (15.2 + 8 * 0.01) / 9.9), rel=1e-14)
 
