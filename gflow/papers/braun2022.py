@@ -47,14 +47,15 @@ class SetUp:
     scale: float = 0.35
     signs: int | None = None  # of det W(0) det M; None: as it comes
     unequal: float = 1.0  # W_1 divided and W_2 multiplied by it
+    levels: int = 3  # of branching of the tree
 
     @cached_property
     def problem(self) -> Problem:
         rng = np.random.default_rng(self.seed)
         if self.kind == "tree":
-            x, y = datasets.hierarchy(3)
+            x, y = datasets.hierarchy(self.levels)
             left, s, _ = np.linalg.svd(y, full_matrices=False)
-            # the items' properties in the coordinates that make the map symmetric: eight of them
+            # the items' properties in the coordinates that make the map symmetric: as many as items
             return Problem(x, left * s @ left.T, factor=0.5)
         if self.kind == "square":
             frames = [np.linalg.qr(rng.standard_normal((3, 3)))[0] for _ in range(2)]
@@ -64,7 +65,7 @@ class SetUp:
 
     @property
     def model(self) -> DeepLinear:
-        hidden = {"tree": 8, "square": 3}.get(self.kind, 10)
+        hidden = {"tree": 2**self.levels, "square": 3}.get(self.kind, 10)
         return DeepLinear((self.problem.inputs, hidden, self.problem.outputs))
 
     @cached_property
@@ -301,7 +302,7 @@ def claims(size: str) -> list[tuple[Claim, str]]:
             "violated",
         )
 
-    tree = partial(SetUp, "tree", signs=1)
+    tree = partial(SetUp, "tree", signs=1, levels=2 if size == "quick" else 3)  # four items, or eight
     lambdas = balances(size)
     for form in ("zero-balanced", "general"):
         add(f"5-10-2, {form} form", path, partial(follows, SetUp("demo"), form))
