@@ -30,6 +30,7 @@ from gflow.integrate import flow
 from gflow.iterate import descend
 from gflow.models.diagonal import Diagonal
 from gflow.models.linear import DeepLinear
+from gflow.papers import unbroken
 from gflow.problem import Problem
 from gflow.report import Plate, Section, observation_row, verdict_rows
 from gflow.theory.factorization import RankInterval
@@ -89,14 +90,18 @@ class SetUp:
         """Gradient descent on the matrices."""
         if start is None:
             start = self.model.init("identity", self.alpha)
-        return descend(self.model, self.problem, start, self.step_size, steps, save_every=save_every)
+        return unbroken(
+            descend(self.model, self.problem, start, self.step_size, steps, save_every=save_every)
+        )
 
     def eigenvalues(self, steps: int) -> Array:
         """d (steps + 1, n): gradient descent on the scalar reduction."""
         n = len(self.spectrum)
         problem = Problem(np.eye(n), self.lam, factor=1 / (2 * self.depth))
         start = np.full(n, self.alpha)
-        return descend(Diagonal(n, self.depth, "power"), problem, start, self.step_size, steps).theta
+        return unbroken(
+            descend(Diagonal(n, self.depth, "power"), problem, start, self.step_size, steps)
+        ).theta
 
     def hypotheses(self, start: Array | None = None) -> tuple[Hypothesis, ...]:
         """Of everything that is said of descent from equal factors."""
@@ -173,7 +178,7 @@ def follows(setup: SetUp, rtol: float) -> Evidence:
         return Evidence(prediction.hypotheses)
     last = setup.lam[setup.learned - 1]
     end = float(theory.linear.mode_time(setup.alpha**setup.depth, 0.99 * last, last, setup.depth))
-    run = flow(model, problem, theta0, np.linspace(0.0, end, 100), rtol=rtol)
+    run = unbroken(flow(model, problem, theta0, np.linspace(0.0, end, 100), rtol=rtol))
     measured, predicted = observe.along(run, "mode_strengths"), prediction.predict(run.t)
     off = float(np.abs(measured - predicted).max() / setup.lam[0])
     amplified = run.amplification * setup.alpha**setup.depth / setup.lam[0]  # of the start's rounding
@@ -310,7 +315,7 @@ def recovers(setup: SetUp, share: float, rtol: float, respect_hypotheses: bool =
         return Evidence(hypotheses)
     least = float(np.min(np.abs(setup.lam)))
     t = np.linspace(0.0, 30 / least, 60) if share > 0 else np.linspace(0.0, 10.0, 60)
-    run = flow(model, problem, theta0, t, rtol=rtol)
+    run = unbroken(flow(model, problem, theta0, t, rtol=rtol))
     measured, predicted = observe.along(run, "mode_strengths"), prediction.predict(run.t)
     off = float(np.abs(measured - predicted).max() / np.abs(setup.lam).max())
     return Evidence(
@@ -505,7 +510,7 @@ class Sensing:
         problem = Problem.sensing(a, np.einsum("mab,ab->m", a, m))
         model = self.whole.model
         start = model.init("identity", self.alpha)
-        return descend(model, problem, start, self.whole.step_size, steps, save_every=save_every)
+        return unbroken(descend(model, problem, start, self.whole.step_size, steps, save_every=save_every))
 
 
 def _nearest(model: DeepLinear, run: Trajectory, levels: Array) -> list[float]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mpmath as mp
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
+from scipy.linalg import expm
 
 import gflow.theory.exact as theory
 from gflow import compare, observe
@@ -121,6 +123,24 @@ def test_lambda_balanced_starts(shape, imbalance, accuracy):
     s = np.linalg.svd(target, compute_uv=False)
     mu = np.linalg.eigvalsh(riccati_matrix(target, imbalance))
     np.testing.assert_allclose(theory.rates(s, imbalance, d, shape[2]), mu, atol=1e-13 * abs(mu).max())
+
+
+def test_the_formula_as_it_is_written_loses_digits_that_the_stable_one_keeps():
+    """e^{Ft}Q0 (I + Q0ᵀ G Q0)⁻¹ Q0ᵀ e^{Ft} with matrix exponentials, against forty digits, at t = 6."""
+    target, w1, w2 = set_up((4, 4, 4), seed=2, obstructed=False)
+    q, f, t = np.vstack([w1.T, w2]), riccati_matrix(target, 0.0), 6.0
+    grown = expm(f * t) @ q
+    gram = 0.5 * np.linalg.solve(f, expm(2 * f * t) - np.eye(8))
+    naive = grown @ np.linalg.solve(np.eye(4) + q.T @ gram @ q, grown.T)
+    with mp.workdps(40):
+        big, start = mp.matrix(f.tolist()), mp.matrix(q.tolist())
+        far = mp.expm(big * t) * start
+        middle = mp.eye(4) + start.T * (mp.inverse(big) * (mp.expm(big * 2 * t) - mp.eye(8)) / 2) * start
+        product = far * mp.inverse(middle) * far.T
+        exact = np.array([[float(product[i, j]) for j in range(8)] for i in range(8)])
+    stable = np.abs(riccati(t, target, w1, w2)[0] - exact).max()
+    assert stable < 1e-14 * 10
+    assert np.abs(naive - exact).max() > 100 * stable
 
 
 @pytest.mark.parametrize("imbalance", [0.0, 1e-9, 0.8, -3.0, 50.0])
