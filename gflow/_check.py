@@ -63,6 +63,11 @@ def _real(name: str, value: Any, wanted: str) -> float:
     return float(value)
 
 
+def number(name: str, value: Any) -> float:
+    """A finite number."""
+    return _real(name, value, "a finite number")
+
+
 def positive(name: str, value: Any) -> float:
     """A finite number above zero."""
     number = _real(name, value, "a number > 0")

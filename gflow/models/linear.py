@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gflow._check import finite_array, generator, one_of, positive, positive_int
+from gflow._check import finite_array, generator, number, one_of, positive, positive_int
 from gflow.kernels import linear as kernels
 from gflow.models.base import Array, BatchArguments, Layered, loss_code
 from gflow.problem import Problem
@@ -21,6 +21,19 @@ def _orthonormal(rows: int, cols: int, rng: np.random.Generator) -> Array:
     q, r = np.linalg.qr(rng.standard_normal((max(rows, cols), min(rows, cols))))
     q = q * np.sign(np.diag(r))
     return q if rows >= cols else q.T
+
+
+def _completed(frame: Array, count: int) -> Array:
+    """Orthonormal columns, and as many more as make ``count``."""
+    return np.hstack([frame, np.linalg.qr(frame, mode="complete")[0][:, frame.shape[1] : count]])
+
+
+def split_strength(s: ArrayLike, imbalance: float) -> tuple[Array, Array]:
+    """Singular values s1, s2 of two layers with s1 s2 = s ≥ 0 and s2² − s1² = λ, the smaller without cancellation."""
+    values = np.asarray(s, dtype=np.float64)
+    large = np.sqrt(0.5 * (np.hypot(imbalance, 2 * values) + abs(imbalance)))
+    small = np.divide(values, large, out=np.zeros_like(values), where=large > 0)
+    return (small, large) if imbalance >= 0 else (large, small)
 
 
 def _draw(kind: str, rows: int, cols: int, rng: np.random.Generator) -> Array:
@@ -158,6 +171,7 @@ class DeepLinear(Layered):
         scale: float | ArrayLike = 1e-3,
         rng: int | np.random.Generator | None = 0,
         problem: Problem | None = None,
+        imbalance: float = 0.0,
     ) -> Array:
         """Initial parameters (P,).
 
@@ -176,6 +190,10 @@ class DeepLinear(Layered):
             Seed ≥ 0 or generator; None draws a fresh seed.
         problem : Problem, optional
             Needed by ``"aligned"`` only.
+        imbalance : float
+            λ of W_2ᵀW_2 − W_1W_1ᵀ = λ I, for two layers that are ``"balanced"`` or ``"aligned"`` but for it: the
+            end-to-end map stays what it is without.  λ > 0 needs a hidden layer no wider than the outputs,
+            λ < 0 than the inputs.  In units of weight².
 
         Returns
         -------
@@ -184,16 +202,17 @@ class DeepLinear(Layered):
         Raises
         ------
         ValueError
-            If the kind is unknown, the scale is not positive, ``rng`` is no seed or generator, or the
-            problem is missing, of other widths or without a target.
+            If the kind is unknown, the scale is not positive, ``rng`` is no seed or generator, the problem is
+            missing, of other widths or without a target, or an imbalance is asked of other kinds or widths.
         """
         one_of("kind", kind, ("balanced", "aligned", "gaussian", "orthogonal", "identity"))
         rng = generator("rng", rng)
+        balance = self._check_imbalance(imbalance, kind)
         if kind == "aligned":
-            return self._aligned(scale, rng, problem)
+            return self._aligned(scale, rng, problem, balance)
         size = positive("scale", scale)
         if kind == "balanced":
-            return self._balanced(size, rng)
+            return self._balanced(size, rng, balance)
         return self.pack([size * _draw(kind, rows, cols, rng) for rows, cols in self.shapes])
 
     def _chain(self, left: Array, strengths: Array, right: Array, rng: np.random.Generator) -> Array:
@@ -201,13 +220,51 @@ class DeepLinear(Layered):
         frames = [right, *(_orthonormal(w, len(strengths), rng) for w in self.widths[1:-1]), left]
         return self.pack([frames[j + 1] * strengths @ frames[j].T for j in range(self.depth)])
 
-    def _balanced(self, scale: float, rng: np.random.Generator) -> Array:
+    def _check_imbalance(self, imbalance: float, kind: str) -> float:
+        balance = number("imbalance", imbalance)
+        if balance == 0:
+            return 0.0
+        if self.depth != 2 or kind not in ("balanced", "aligned"):
+            raise ValueError(
+                f'imbalance must be 0 but for two layers and the kinds "balanced" and "aligned"; got {balance:g} for '
+                f"{self.depth} layers and the kind {kind!r}"
+            )
+        d, h, k = self.widths
+        if h > (k if balance > 0 else d):
+            side, width = ("outputs", k) if balance > 0 else ("inputs", d)
+            raise ValueError(
+                f"imbalance {balance:g} needs at most as many hidden units as {side}, {width}: W_2ᵀW_2 − W_1W_1ᵀ has "
+                f"rank {width} at most on that side; the hidden width is {h}"
+            )
+        return balance
+
+    def _two_layers(
+        self, left: Array, strengths: Array, right: Array, rng: np.random.Generator, balance: float
+    ) -> Array:
+        """W_2 W_1 = left diag(strengths²) rightᵀ with W_2ᵀW_2 − W_1W_1ᵀ = λ I."""
+        h = self.widths[1]
+        first, second = split_strength(strengths**2, balance)
+        frame = _orthonormal(h, h, rng)
+        rank = len(strengths)
+        one = frame[:, :rank] * first[:rank] @ right.T
+        two = left * second[:rank] @ frame[:, :rank].T
+        wide = _completed(left if balance > 0 else right, h)[:, rank:]
+        rest = np.sqrt(abs(balance)) * frame[:, rank:]
+        if balance > 0:
+            return self.pack([one, two + wide @ rest.T])
+        return self.pack([one + rest @ wide.T, two])
+
+    def _balanced(self, scale: float, rng: np.random.Generator, balance: float) -> Array:
         rank = min(self.widths)
         u, s, vt = np.linalg.svd(rng.standard_normal((self.widths[-1], self.widths[0])), full_matrices=False)
         strengths = scale * (s[:rank] / s[0]) ** (1 / self.depth)
+        if balance:
+            return self._two_layers(u[:, :rank], strengths, vt[:rank].T, rng, balance)
         return self._chain(u[:, :rank], strengths, vt[:rank].T, rng)
 
-    def _aligned(self, scale: float | ArrayLike, rng: np.random.Generator, problem: Problem | None) -> Array:
+    def _aligned(
+        self, scale: float | ArrayLike, rng: np.random.Generator, problem: Problem | None, balance: float
+    ) -> Array:
         if problem is None:
             raise ValueError('problem must be given for kind "aligned": its target has the singular vectors')
         self.check_problem(problem, self.widths[0], self.widths[-1])
@@ -217,6 +274,8 @@ class DeepLinear(Layered):
         else:
             strengths = finite_array("scale", scale, (rank,))
         u, _, v = problem.target_svd
+        if balance:
+            return self._two_layers(u[:, :rank], strengths, v[:, :rank], rng, balance)
         return self._chain(u[:, :rank], strengths, v[:, :rank], rng)
 
     def end_to_end(self, theta: ArrayLike) -> Array:

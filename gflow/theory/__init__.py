@@ -1,6 +1,6 @@
 """Closed forms beside the trajectories; nothing here runs a solver."""
 
-from gflow.theory import bias, diagonal, effective, linear, saddles, separable
+from gflow.theory import bias, diagonal, effective, exact, factorization, linear, saddles, separable
 from gflow.theory.prediction import Hypothesis, Prediction, Refused
 
 __all__ = [
@@ -10,6 +10,8 @@ __all__ = [
     "bias",
     "diagonal",
     "effective",
+    "exact",
+    "factorization",
     "linear",
     "saddles",
     "separable",

@@ -547,13 +547,22 @@ def _lambda_balance(w1: Array, w2: Array) -> tuple[float, float]:
 
 
 def _riccati(times: Array, target: Array, w1: Array, w2: Array, balance: float) -> Array:
+    return solve_riccati(times, riccati_matrix(target, balance), np.vstack([w1.T, w2]))
+
+
+def riccati_matrix(target: Array, balance: float) -> Array:
+    """F = [[−λ/2, targetᵀ], [target, λ/2]]."""
     k, d = target.shape
     half = 0.5 * balance
-    generator = np.block([[-half * np.eye(d), target.T], [target, half * np.eye(k)]])
+    return np.block([[-half * np.eye(d), target.T], [target, half * np.eye(k)]])
+
+
+def solve_riccati(times: Array, generator: Array, start: Array) -> Array:
+    """Q Qᵀ (T, n, n) of Q' = FQ − ½QQᵀQ with a symmetric F, from Q(0) (n, h)."""
     mu, basis = np.linalg.eigh(generator)
-    start = np.vstack([w1.T, w2])
     rows = basis.T @ start
-    out = np.empty((len(times), d + k, d + k))
+    n = len(start)
+    out = np.empty((len(times), n, n))
     for i, t in enumerate(times):
         if t == 0:
             out[i] = start @ start.T
@@ -567,7 +576,7 @@ def _riccati(times: Array, target: Array, w1: Array, w2: Array, balance: float) 
         order = np.argsort(-np.abs(stacked).max(axis=1), kind="stable")
         q = np.empty_like(stacked)
         q[order] = qr(stacked[order], mode="economic", pivoting=True)[0]
-        z = basis @ ((np.exp(np.minimum(mu, 0.0) * t) / weight)[:, None] * q[: d + k])
+        z = basis @ ((np.exp(np.minimum(mu, 0.0) * t) / weight)[:, None] * q[:n])
         out[i] = z @ z.T
     return out
 

@@ -1,0 +1,64 @@
+"""Exact two-layer solutions: the set-ups, and what the figures show."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gflow import datasets, theory
+from gflow.papers import braun2022 as paper
+
+
+def test_the_tree_of_eight_outputs_has_the_items_of_the_tree_of_fifteen():
+    x, y = datasets.hierarchy(3)
+    problem = paper.SetUp("tree").problem
+    np.testing.assert_allclose(problem.X, x)
+    np.testing.assert_allclose(problem.Y @ problem.Y.T, y @ y.T, atol=1e-13)
+    np.testing.assert_allclose(problem.target, problem.target.T, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["demo", "tree", "square"])
+def test_all_problems_have_the_rate_one(kind):
+    setup = paper.SetUp(kind)
+    theta = setup.start
+    first, second = setup.layers
+    error = setup.problem.target - second @ first
+    from gflow.objective import Objective
+
+    pushed = setup.model.unpack(-Objective(setup.model, setup.problem).gradient(theta))
+    np.testing.assert_allclose(pushed[0], second.T @ error, atol=1e-13)
+    np.testing.assert_allclose(pushed[1], error @ first.T, atol=1e-13)
+
+
+@pytest.mark.parametrize("signs", [-1, 1])
+def test_starts_have_the_signs_that_are_asked(signs):
+    for seed in range(5):
+        setup = paper.SetUp("square", seed=seed, signs=signs)
+        first, second = setup.layers
+        assert np.linalg.det(second @ first) * np.linalg.det(setup.problem.target) * signs > 0
+        assert (theory.exact.overlap(setup.problem.target, first, second)[-1] < 1e-12) == (signs < 0)
+
+
+def test_the_turn_of_the_kernel_falls_like_the_fourth_power_of_lambda():
+    """The kernel is λ I ⊗ … + O(s²/λ): its turn is half the square of a relative change of O(s²/λ²)."""
+    for sign in (1, -1):
+        turns = np.array([paper.turned(sign * value) for value in (100.0, 200.0, 400.0)])
+        np.testing.assert_allclose(np.diff(np.log2(turns)), -4, atol=0.05)
+    assert paper.turned(0.0) > 10 * paper.turned(10.0)
+
+
+def test_the_zero_balanced_form_is_wrong_off_balance():
+    setup = paper.SetUp("demo", unequal=2.0)
+    assert not all(h.holds for h in setup.hypotheses())
+    with pytest.raises(theory.Refused, match="zero-balanced start: defect"):
+        theory.exact.zero_balanced([1.0], setup.problem.target, *setup.layers)
+    t = np.linspace(0.0, 12 / setup.slowest, 30)
+    wrong = np.abs(setup.squares(setup.flow(t, 1e-9).theta) - setup.exact(t, "zero-balanced"))
+    assert wrong.max() > 0.1
+
+
+def test_half_of_the_starts_are_obstructed():
+    found = paper.draws(400, seed=1)
+    assert abs(found.opposite.mean() - 0.5) < 4 * 0.5 / 20
+    np.testing.assert_array_equal(found.determinant < 1e-10, found.opposite)
+    np.testing.assert_array_equal(found.overlap < 1e-12, found.opposite)
