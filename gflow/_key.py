@@ -368,6 +368,8 @@ class _Hasher:
     def _object(self, value: Any, path: str) -> list[str]:
         """An instance, by its class and state; a property once computed and kept is none of its state."""
         kind = type(value)
+        if _is_compiled(value):
+            return self._known(value)
         parts = [self.digest(kind, f"the class of {path}")]
         try:
             reduced = value.__reduce_ex__(4)
@@ -384,6 +386,17 @@ class _Hasher:
             state = {k: v for k, v in state.items() if not _is_kept_property(kind, k)}
         listed = [None if item is None else list(item) for item in items]
         return parts + self._all((make, arguments, state, *listed), path)
+
+
+def _is_compiled(value: Any) -> bool:
+    """Whether something is a function of an installed package that is not Python's, such as Cython's."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if not callable(value) or not isinstance(module, str) or not isinstance(name, str) or _is_users(module):
+        return False
+    try:
+        return _find(f"{module}:{name}") is value
+    except (ImportError, AttributeError):
+        return False
 
 
 def _is_kept_property(kind: type, name: str) -> bool:

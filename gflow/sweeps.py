@@ -359,7 +359,7 @@ def _folder(store: Any, key: str, about: dict[str, str]) -> str:
         path = Path(store)
     except TypeError:
         raise ValueError(f"store must be the path of a folder or None; got {store!r:.80}") from None
-    if path.exists() and not path.is_dir():
+    if path.is_file():
         raise ValueError(f"store must be a folder; {path} is a file")
     name = re.sub(r"\W+", "_", about["function"].rpartition(":")[2]).strip("_")[:40]
     folder = path.absolute() / f"{name}-{key[:24]}"
@@ -389,6 +389,10 @@ def _memory(folder: str) -> Any:
 
 class _BadOutput(Exception):
     """A function returned what is no output."""
+
+
+class _Refused(Exception):
+    """A worker would not compute what the calling process would."""
 
 
 class _Work:
@@ -626,7 +630,7 @@ class _Run:
     def take(self, outcome: tuple[int, str, Any, str]) -> None:
         number, kind, found, why_unkept = outcome
         if kind == "refused":
-            raise ValueError(
+            raise _Refused(
                 f"function must be the same in the workers as here; a worker cannot run it: {found}"
             )
         if kind == "bad":
@@ -675,12 +679,18 @@ class _Run:
     def run(self, numbers: list[int], jobs: int) -> None:
         """Run points; those in flight when a worker process dies again, one by one, to find the one that it is."""
         suspects: list[int] = []
+        renewed = False
         rest = list(numbers)
         while rest:
             sent: set[int] = set()
             back: set[int] = set()
             try:
                 self.run_at_once(rest, jobs, sent, back)
+            except _Refused as error:
+                if renewed or not self.local:
+                    raise ValueError(str(error)) from None
+                renewed, sent = True, back
+                _new_workers()
             except Exception as error:
                 if not _is_death(error):
                     raise
@@ -702,10 +712,17 @@ class _Run:
                 yield joblib.delayed(_run_point)(self.work, number, self.points[number], self.keys[number])
 
         parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
+        self.local = type(getattr(parallel, "_backend", None)).__name__ == "LokyBackend"
         _tell_of_lost_batches(parallel)
-        for outcome in parallel(calls()):
-            back.add(outcome[0])
-            self.take(outcome)
+        outcomes = parallel(calls())
+        try:
+            for outcome in outcomes:
+                self.take(outcome)
+                back.add(outcome[0])
+        finally:
+            with warnings.catch_warnings():  # joblib's, of results that nobody took
+                warnings.simplefilter("ignore")
+                outcomes.close()
 
     def dataset(self, about: dict[str, str], units: dict[str, str]) -> xarray.Dataset:
         """The result, with one warning if something is missing or was not kept."""
@@ -766,7 +783,7 @@ class _Run:
         whole = len(there) == len(found)
         if not whole and dtype.kind in "biu":
             if dtype.kind != "b" and any(
-                np.abs(array.astype(object)).max(initial=0) > 2**53 for array in there
+                np.abs(a.astype(float)).max(initial=0) >= 2**53 for a in map(np.atleast_1d, there)
             ):
                 warnings.warn(
                     f"{name!r} has whole numbers above 2^53, rounded to floats since points are missing.",
@@ -797,6 +814,13 @@ def _form(outputs: dict[str, Any]) -> dict[str, Any]:
 
 def _said(form: dict[str, Any]) -> str:
     return ", ".join(f"{name} {shape} of {kind}" for name, (_, shape, kind) in form.items())
+
+
+def _new_workers() -> None:
+    """Stop joblib's idle workers: they may have imported what has been edited, and imported anew here, since."""
+    from joblib.externals.loky import get_reusable_executor
+
+    get_reusable_executor(reuse=True).shutdown(wait=True)
 
 
 def _is_death(error: Exception) -> bool:
