@@ -7,12 +7,15 @@ the hash of gflow's source, the rest of what is installed by its version.  Comme
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import functools
 import hashlib
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
+import itertools
 import sys
 import sysconfig
 import types
@@ -117,6 +120,10 @@ def _is_users(module: str) -> bool:
     if top in _KNOWN:
         return False
     file = getattr(sys.modules.get(module) or sys.modules.get(top), "__file__", None)
+    if top not in sys.modules:
+        with contextlib.suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(top)
+            file = spec.origin if spec is not None else None
     return file is None or not any(Path(file).is_relative_to(folder) for folder in _INSTALLED)
 
 
@@ -157,18 +164,30 @@ def _own_hash(thing: Any) -> str:
     return _Hasher(None).digest(thing, "value")
 
 
-def _steps(code: types.CodeType) -> Iterator[tuple[dis.Instruction, list[str]]]:
-    """Instructions of a function and of those inside it, each with the names of the attributes it then takes."""
-    listed = list(dis.get_instructions(code))
+def _steps(code: types.CodeType) -> Iterator[tuple[str, Any, list[str], int]]:
+    """Names that a function and those inside it load or import, and the names of what they then take from these.
+
+    Each is the kind of the instruction, the name, the names of attributes one inside the other (of an import: beside
+    each other), and the level of a relative import.
+    """
+    listed = [step for step in dis.get_instructions(code) if step.opname not in ("PRECALL", "CACHE", "NOP")]
     for i, step in enumerate(listed):
-        names = []
-        for after in listed[i + 1 :]:
-            if after.opname in ("PRECALL", "CACHE", "NOP"):
-                continue
-            if after.opname not in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):
-                break
-            names.append(after.argval)
-        yield step, names
+        names, level = [], 0
+        if step.opname == "IMPORT_NAME":
+            level = listed[i - 2].argval if isinstance(listed[i - 2].argval, int) else 0
+            follow: tuple[str, ...] = (
+                "IMPORT_FROM",
+                "STORE_FAST",
+                "STORE_DEREF",
+                "STORE_NAME",
+                "STORE_GLOBAL",
+            )
+        else:
+            follow = ("LOAD_ATTR", "LOAD_METHOD")
+        for after in itertools.takewhile(lambda after: after.opname in follow, listed[i + 1 :]):  # noqa: B023
+            if not after.opname.startswith("STORE"):
+                names.append(after.argval)
+        yield step.opname, step.argval, names, level
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
             yield from _steps(inner)
@@ -302,40 +321,44 @@ class _Hasher:
                 type(scope[name]) in _PLAIN or isinstance(scope[name], np.ndarray | np.generic)
             ):
                 self._note_import(f"{function.__module__}:{name}", scope[name])
-        taken = set()  # what is taken from modules, by name
-        for step, names in _steps(function.__code__):
-            if step.opname == "IMPORT_NAME":
-                taken.add((step.argval, tuple(names[:1])))
-            elif step.argval in modules and step.opname.startswith("LOAD_"):
-                taken.add((scope[step.argval].__name__, tuple(names)))
-        parts += [self._taken(module, names, path) for module, names in sorted(taken)]
+        for kind, name, names, level in _steps(function.__code__):
+            if kind == "IMPORT_NAME":
+                module = self._imported(name, level, function)
+                for one in names or [""]:
+                    parts.append(f"{name}.{one}=" + self._taken(module, [one] if one else [], path))
+            elif kind.startswith("LOAD_") and name in modules:
+                parts.append(f"{'.'.join([name, *names])}=" + self._taken(scope[name], names, path))
         extra = {k: v for k, v in vars(function).items() if not k.startswith("__")}
         parts.append(self.digest(extra, f"the attributes of {path}"))
         if value is not function:
             parts += self._known(type(value))
         return parts
 
-    def _taken(self, module: str, names: tuple[str, ...], path: str) -> str:
-        """What a function takes from a module by the names of attributes."""
-        said = f"{module}.{'.'.join(names)}="
+    def _imported(self, name: str, level: int, function: types.FunctionType) -> types.ModuleType | None:
+        """What a function imports; None if it is installed, or cannot be had (as the function will say itself)."""
         try:
-            found = importlib.import_module(module) if module != "__main__" else sys.modules[module]
-        except Exception:  # whatever a user's module raises; the function will say so itself
-            return said + "cannot be imported"
+            name = importlib.util.resolve_name("." * level + name, function.__globals__.get("__package__"))
+            return importlib.import_module(name) if _is_users(name) else None
+        except Exception:  # whatever a user's module raises
+            return None
+
+    def _taken(self, found: types.ModuleType | None, names: list[str], path: str) -> str:
+        """What a function takes from a module by the names of attributes."""
+        if found is None:
+            return "installed or missing"
         for i, name in enumerate(names):
             if not _is_users(found.__name__):
                 break
+            if not hasattr(found, name):
+                with contextlib.suppress(ImportError):  # a module inside of it
+                    importlib.import_module(f"{found.__name__}.{name}")
             inner = getattr(found, name, None)
-            if inner is None and not hasattr(found, name):
-                return said + "missing"
             if not isinstance(inner, types.ModuleType):
                 if type(inner) in _PLAIN or isinstance(inner, np.ndarray | np.generic):
                     self._note_import(f"{found.__name__}:{name}", inner)
-                return said + self.digest(
-                    inner, f"{found.__name__}.{'.'.join(names[i:])}, which {path} reads"
-                )
+                return self.digest(inner, f"{found.__name__}.{'.'.join(names[i:])}, which {path} reads")
             found = inner
-        return said + self.digest(found, path)
+        return self.digest(found, path)
 
     def _module(self, module: types.ModuleType, path: str) -> list[str]:
         """A module that is used as a whole: its functions, classes, plain values and the user's modules in it."""

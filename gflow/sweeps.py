@@ -72,8 +72,8 @@ def sweep(
         nothing is kept.
     jobs : int
         Number of worker processes; -1 is one for each core; 1 runs in this process.  Within
-        ``joblib.parallel_config(backend="dask")`` the same call runs on a Dask cluster, and ``store`` must be a
-        folder that its machines share.
+        ``joblib.parallel_config(backend="dask")`` the same call runs on a Dask cluster.  Where its machines do not
+        share the folder ``store``, this process writes to it what they return.
     settings : dict of str to object, optional
         Fixed keyword arguments.
     units : dict of str to str, optional
@@ -126,12 +126,14 @@ def sweep(
 
     Examples
     --------
-    >>> def escape(scale, depth):
+    >>> def half_time(scale, depth):
     ...     problem = gflow.Problem.factorization([[1.0]])
     ...     model = gflow.DeepLinear((1,) * (depth + 1))
-    ...     return gflow.flow(model, problem, [scale] * depth, 50.0, stop=lambda t, w: w.prod() > 0.5).t[-1]
-    >>> grid = gflow.sweep(escape, {"scale": [0.1, 0.2, 0.4], "depth": [2, 3]}, store="runs")
-    >>> grid.value.sel(depth=2)  # doctest: +SKIP
+    ...     trajectory = gflow.flow(model, problem, [scale] * depth, np.linspace(0, 100, 1001))
+    ...     return np.interp(0.5, trajectory.theta.prod(axis=1), trajectory.t)
+    >>> grid = gflow.sweep(half_time, {"scale": [0.1, 0.2, 0.4], "depth": [2, 3]}, units={"value": "time"})
+    >>> round(grid.value.sel(depth=3, scale=0.1).item(), 3)
+    9.144
     """
     if not callable(function):
         raise ValueError(f"function must be callable; got {function!r:.80}")
@@ -600,6 +602,9 @@ class _Run:
         self.first: int | None = None
         self.done = self.failed = self.unkept = 0
         self.interrupted = False
+        self.writes: bool | None = (
+            None  # whether this process must keep the points, since workers have other disks
+        )
         self.why_unkept = ""
 
     def at(self, number: int) -> str:
@@ -624,10 +629,10 @@ class _Run:
             if data is None:
                 rest.append(number)
             else:
-                self.take((number, "value", data, ""))
+                self.take((number, "value", data, ""), fresh=False)
         return rest
 
-    def take(self, outcome: tuple[int, str, Any, str]) -> None:
+    def take(self, outcome: tuple[int, str, Any, str], fresh: bool = True) -> None:
         number, kind, found, why_unkept = outcome
         if kind == "refused":
             raise _Refused(
@@ -639,6 +644,10 @@ class _Run:
             self.failed += 1
             self.errors[number] = found or "unknown"
         else:
+            if fresh and not why_unkept:
+                if self.writes is None:
+                    self.writes = self.work.kept(self.keys[number]) is None
+                why_unkept = self.work.keep(self.keys[number], found) if self.writes else ""
             outputs = pickle.loads(found)
             self.check(number, outputs)
             self.outputs[number], self.errors[number] = outputs, ""

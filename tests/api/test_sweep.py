@@ -23,7 +23,7 @@ import pytest
 import xarray
 
 import gflow
-from gflow import _key
+from gflow import _key, sweeps
 
 PACKAGE = Path(gflow.__file__).parent
 AXES = {"a": [0.5, 1.0, 2.0], "b": range(4)}
@@ -341,7 +341,10 @@ def test_a_sweep_of_which_all_points_fail_says_so():
 
 
 def test_whole_numbers_that_floats_cannot_hold_are_told_of():
-    with pytest.warns(UserWarning, match="'value' has whole numbers above 2"):
+    with (
+        pytest.warns(UserWarning, match="'value' has whole numbers above 2"),
+        pytest.warns(UserWarning, match="1 of 2 points failed"),
+    ):
         gflow.sweep(lambda a: 2**60 + 1 if a else 1 // a, {"a": [0, 1]}, jobs=1)
 
 
@@ -459,7 +462,10 @@ def load(folder, name, text):
                                  "from helper_of_user import g\ndef f(a): return g(a)",
                                  "def f(a):\n    from helper_of_user import g\n    return g(a)",
                                  "def f(a):\n    import helper_of_user as h\n    return h.g(a)",
-                                 "import helper_of_user\ndef f(a): return (lambda: helper_of_user.g(a))()"])  # fmt: skip
+                                 "import helper_of_user\ndef f(a): return (lambda: helper_of_user.g(a))()",
+        "import helper_of_user as h\ndef f(a): return [h][0].g(a)",
+        "def f(a):\n    from helper_of_user import __doc__, g\n    return g(a)",
+        "import helper_of_user\nclass C:\n    def g(self, a): return helper_of_user.g(a)\nc = C()\ndef f(a): return c.g(a)"])  # fmt: skip
 def test_helpers_of_other_modules_are_in_the_key(use, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     keys = []
@@ -487,7 +493,7 @@ def test_keys_are_the_same_in_another_process(tmp_path):
     text = """
         import sys; sys.path.insert(0, {folder!r})
         import mod_of_user
-        from gflow import _key
+        from gflow import _key, sweeps
         print(_key.key_of(mod_of_user.f, {{"names": {{"x", "y", "zebra", "word"}}, "n": 3}})[0])
     """
     (tmp_path / "mod_of_user.py").write_text(
@@ -499,6 +505,23 @@ def test_keys_are_the_same_in_another_process(tmp_path):
     script = textwrap.dedent(text.format(folder=str(tmp_path)))
     found = {python(script, PYTHONHASHSEED=seed).strip() for seed in ("1", "2")}
     assert len(found) == 1
+
+
+def test_a_store_that_workers_do_not_share_is_written_to_by_the_calling_process(
+    tmp_path, counted, monkeypatch
+):
+    send = sweeps._Work.__reduce__
+
+    def send_elsewhere(work):
+        make, (packed, key, folder, *rest) = send(work)
+        return make, (packed, key, folder.replace("here", "there"), *rest)
+
+    monkeypatch.setattr(sweeps._Work, "__reduce__", send_elsewhere)
+    gflow.sweep(counted, AXES, tmp_path / "here", 2)
+    assert len(points(tmp_path / "here")) == 12 and len(counted.calls) == 12
+    shutil.rmtree(tmp_path / "there")
+    gflow.sweep(counted, AXES, tmp_path / "here", 2)
+    assert len(counted.calls) == 12
 
 
 @pytest.mark.slow
