@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     import xarray
 
 _WANTED = "a number, an array, a dict of names to these, or an xarray DataArray or Dataset"
-_INTERRUPTED = "not run: interrupted"
 _LONGEST_ERROR = 1000  # characters
 
 
@@ -397,6 +396,10 @@ class _Refused(Exception):
     """A worker would not compute what the calling process would."""
 
 
+class _Unfit(Exception):
+    """Outputs that fit no grid."""
+
+
 class _Work:
     """What a worker needs to know; pickled once, and unpickled once in each process.
 
@@ -598,13 +601,12 @@ class _Run:
         self.points = grid.points()
         self.keys = [_key.key_of_values(point) for point in self.points]
         self.outputs: list[dict[str, Any] | None] = [None] * grid.size
-        self.errors: list[str] = [_INTERRUPTED] * grid.size
+        self.errors: list[str | None] = [None] * grid.size  # None: not run
         self.first: int | None = None
         self.done = self.failed = self.unkept = 0
-        self.interrupted = False
-        self.writes: bool | None = (
-            None  # whether this process must keep the points, since workers have other disks
-        )
+        self.stopped = ""  # by what, if not all points were run
+        # whether this process must keep the points, since the workers have other disks; None: not known yet
+        self.writes: bool | None = None
         self.why_unkept = ""
 
     def at(self, number: int) -> str:
@@ -617,9 +619,12 @@ class _Run:
                 rest = self.take_kept(range(self.grid.size))
                 self.run(rest, jobs)
             except KeyboardInterrupt:
-                self.interrupted = True
+                self.stopped = "interrupted"
+                self.settle()
                 with suppress(KeyboardInterrupt):  # what workers have finished and could not hand back
-                    self.take_kept([n for n in range(self.grid.size) if self.errors[n] == _INTERRUPTED])
+                    self.take_kept([n for n in range(self.grid.size) if self.errors[n] is None])
+            except (_Unfit, _Refused) as error:
+                raise ValueError(str(error)) from None
 
     def take_kept(self, numbers: Iterable[int]) -> list[int]:
         """Take points from the store; the rest of them."""
@@ -639,7 +644,7 @@ class _Run:
                 f"function must be the same in the workers as here; a worker cannot run it: {found}"
             )
         if kind == "bad":
-            raise ValueError(f"function must return {_WANTED}; at {self.at(number)} it returned {found}")
+            raise _Unfit(f"function must return {_WANTED}; at {self.at(number)} it returned {found}")
         if kind == "error":
             self.failed += 1
             self.errors[number] = found or "unknown"
@@ -649,13 +654,21 @@ class _Run:
                     self.writes = self.work.kept(self.keys[number]) is None
                 why_unkept = self.work.keep(self.keys[number], found) if self.writes else ""
             outputs = pickle.loads(found)
+            self.outputs[number] = outputs
             self.check(number, outputs)
-            self.outputs[number], self.errors[number] = outputs, ""
+            self.errors[number] = ""
         if why_unkept:
             self.unkept += 1
             self.why_unkept = self.why_unkept or why_unkept
         self.done += 1
         self.shown.update(self.done, f"{self.failed} failed" if self.failed else "")
+
+    def settle(self) -> None:
+        """Forget a point that an interrupt struck while it was taken."""
+        self.outputs = [
+            out if text == "" else None for out, text in zip(self.outputs, self.errors, strict=True)
+        ]
+        self.first = next((number for number, text in enumerate(self.errors) if text == ""), None)
 
     def check(self, number: int, outputs: dict[str, Any]) -> None:
         """Compare the names and shapes of a point with those of the first one."""
@@ -664,7 +677,7 @@ class _Run:
             dims = {d for dims, _, _ in outputs["variables"].values() for d in dims or ()}
             clash = sorted(taken & {*outputs["variables"], *outputs["coordinates"], *map(str, dims)})
             if clash:
-                raise ValueError(
+                raise _Unfit(
                     f"function must return outputs under names of their own; at {self.at(number)} one is {clash[0]!r}, "
                     "which is that of an axis or of the errors"
                 )
@@ -674,13 +687,13 @@ class _Run:
         assert first is not None
         here, there = _form(outputs), _form(first)
         if here != there:
-            raise ValueError(
+            raise _Unfit(
                 f"function must return outputs of the same names and shapes at every point; at {self.at(self.first)} "
                 f"it returned {_said(there)}, at {self.at(number)} {_said(here)}"
             )
         for name, (_, values, _) in outputs["coordinates"].items():
             if not np.array_equal(values, first["coordinates"][name][1], equal_nan=values.dtype.kind in "fc"):
-                raise ValueError(
+                raise _Unfit(
                     f"function must return outputs with the same coordinates at every point; those of {name!r} differ "
                     f"between {self.at(self.first)} and {self.at(number)}"
                 )
@@ -695,14 +708,14 @@ class _Run:
             back: set[int] = set()
             try:
                 self.run_at_once(rest, jobs, sent, back)
-            except _Refused as error:
+            except _Refused:
                 if renewed or not self.local:
-                    raise ValueError(str(error)) from None
+                    raise
                 renewed, sent = True, back
                 _new_workers()
             except Exception as error:
                 if not _is_death(error):
-                    raise
+                    return self.stop(error)
                 suspects += sorted(sent - back)
             rest = [number for number in rest if number not in sent]
         for number in suspects:
@@ -710,9 +723,15 @@ class _Run:
                 self.run_at_once([number], 2, set(), set())  # one job would be this process
             except Exception as error:
                 if not _is_death(error):
-                    raise
+                    return self.stop(error)
                 text = "the worker process that ran it died (out of memory, or a crash of compiled code)"
                 self.take((number, "error", f"{type(error).__name__}: {text}", ""))
+
+    def stop(self, error: Exception) -> None:
+        """End with what there is after an error that no point raised, such as the loss of a whole cluster."""
+        if self.done == 0 or isinstance(error, _Unfit | _Refused):
+            raise error
+        self.stopped = f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
 
     def run_at_once(self, numbers: list[int], jobs: int, sent: set[int], back: set[int]) -> None:
         def calls() -> Iterator[Any]:
@@ -737,12 +756,13 @@ class _Run:
         """The result, with one warning if something is missing or was not kept."""
         import xarray
 
+        self.settle()
         from_axes = {
             name: (name, values, _with_unit(attributes, name, units))
             for name, (values, attributes) in self.grid.axes.items()
         }
         errors = np.empty(self.grid.size, dtype=object)
-        errors[:] = self.errors
+        errors[:] = [f"not run: {self.stopped}" if text is None else text for text in self.errors]
         variables: dict[str, Any] = {}
         coordinates: dict[str, Any] = {}
         if self.first is not None and (first := self.outputs[self.first]) is not None:
@@ -767,14 +787,14 @@ class _Run:
     def notes(self) -> list[str]:
         notes, size = [], self.grid.size
         if self.failed:
-            which = next(n for n, text in enumerate(self.errors) if text not in ("", _INTERRUPTED))
+            which = next(number for number, text in enumerate(self.errors) if text)
             notes.append(
                 f"{self.failed} of {size} points failed and are missing, the first at {self.at(which)}: "
                 f"{self.errors[which]} (see the variable error; the same call runs them again)"
             )
-        if self.interrupted:
+        if self.stopped:
             notes.append(
-                f"interrupted: {self.errors.count(_INTERRUPTED)} of {size} points were not run and are missing"
+                f"{self.stopped}: {self.errors.count(None)} of {size} points were not run and are missing"
                 + ("" if self.work.folder is None else "; the same call goes on")
             )
         if self.unkept:

@@ -353,6 +353,27 @@ def test_units_of_nothing_are_told_of():
         gflow.sweep(product, AXES, jobs=1, units={"alpha": "1"})
 
 
+def test_what_is_finished_when_a_backend_fails_is_returned(monkeypatch, store):
+    real = sweeps.joblib.Parallel
+
+    class Failing(real):
+        """Loses its cluster after four points."""
+
+        def __call__(self, calls):
+            for number, outcome in enumerate(super().__call__(calls)):
+                if number == 4:
+                    raise TimeoutError("no workers")
+                yield outcome
+
+    monkeypatch.setattr(sweeps.joblib, "Parallel", Failing)
+    with pytest.warns(UserWarning, match=r"TimeoutError: no workers: 8 of 12 points were not run .* goes on"):
+        grid = gflow.sweep(product, AXES, store, 1)
+    assert sorted(set(grid.error.values.ravel())) == ["", "not run: TimeoutError: no workers"]
+    assert np.isnan(grid.value).sum() == 8
+    monkeypatch.undo()
+    assert (gflow.sweep(product, AXES, store, 1).error == "").all()
+
+
 @pytest.mark.slow
 def test_a_point_whose_worker_dies_is_missing_and_the_others_are_there(store):
     with pytest.warns(UserWarning, match=r"1 of 40 points failed .* at n=7: TerminatedWorkerError"):
