@@ -8,6 +8,7 @@ the hash of gflow's source, the rest of what is installed by its version.  Comme
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import dis
 import functools
 import hashlib
@@ -393,9 +394,14 @@ class _Hasher:
         kind = type(value)
         if _is_compiled(value):
             return self._known(value)
+        if (
+            value is np.random.mtrand._rand
+        ):  # numpy's own, which scipy's distributions hold: unseeded, as a rule
+            return ["numpy.random"]
         parts = [self.digest(kind, f"the class of {path}")]
         try:
-            reduced = value.__reduce_ex__(4)
+            reduce = copyreg.dispatch_table.get(kind)
+            reduced = value.__reduce_ex__(4) if reduce is None else reduce(value)
         except Exception as error:  # whatever its class raises
             raise Unkeyable(f"{path} is a {kind.__name__}, which cannot be hashed ({error})") from error
         if isinstance(reduced, str):

@@ -518,10 +518,10 @@ def test_keys_are_the_same_in_another_process(tmp_path):
         print(_key.key_of(mod_of_user.f, {{"names": {{"x", "y", "zebra", "word"}}, "n": 3}})[0])
     """
     (tmp_path / "mod_of_user.py").write_text(
-        "import dataclasses, enum, numpy as np, gflow\nclass E(enum.Enum):\n    A = 1\n    B = 'b'\n"
+        "import dataclasses, enum, re, numpy as np, gflow\nfrom scipy.stats import norm\nclass E(enum.Enum):\n    A = 1\n    B = 'b'\n"
         "@dataclasses.dataclass(frozen=True)\nclass D:\n    k: int = 2\n    s: tuple = ('x', E.B)\n"
-        "d = D()\nm = gflow.DeepLinear((2, 2, 2))\nr = np.random.default_rng(1)\n"
-        "def f(a): return a * d.k + m.size + {'p', 'q', 'rr'}.__len__() + r.random() + np.sin(a)\n"
+        "d = D()\nm = gflow.DeepLinear((2, 2, 2))\nr = np.random.default_rng(1)\np = re.compile('x')\n"
+        "def f(a): return a * d.k + m.size + {'p', 'q', 'rr'}.__len__() + r.random() + norm.pdf(a) + len(p.pattern)\n"
     )
     script = textwrap.dedent(text.format(folder=str(tmp_path)))
     found = {python(script, PYTHONHASHSEED=seed).strip() for seed in ("1", "2")}
