@@ -28,7 +28,7 @@ import numpy as np
 
 import gflow
 from gflow._record import _KNOWN, _PLAIN, _find, _globals_read, _plain_function
-from gflow._run import versions
+from gflow._versions import versions
 
 _INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib"))
 _BUILT_IN = (
