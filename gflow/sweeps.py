@@ -570,11 +570,20 @@ def _outputs(value: Any) -> dict[str, Any]:
             raise _BadOutput(f"a dict with the key {name!r:.80}; wanted names")
         if xarray is not None and isinstance(part, xarray.DataArray):
             inner = _outputs(part.rename(name))
+            for other in made["coordinates"].keys() & inner["coordinates"].keys():
+                if not _equal(made["coordinates"][other][1], inner["coordinates"][other][1]):
+                    raise _BadOutput(
+                        f"outputs of which {name!r} has other coordinates {other!r} than one before it"
+                    )
             made["variables"] |= inner["variables"]
             made["coordinates"] |= inner["coordinates"]
         else:
             made["variables"][name] = (None, _array(name, part), {})
     return made
+
+
+def _equal(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    return np.array_equal(one, other, equal_nan=one.dtype.kind in "fc" and other.dtype.kind in "fc")
 
 
 def _array(name: Any, value: Any) -> NDArray[Any]:
@@ -673,14 +682,27 @@ class _Run:
     def check(self, number: int, outputs: dict[str, Any]) -> None:
         """Compare the names and shapes of a point with those of the first one."""
         if self.first is None:
-            taken = {*self.grid.names, "error"}
-            dims = {d for dims, _, _ in outputs["variables"].values() for d in dims or ()}
-            clash = sorted(taken & {*outputs["variables"], *outputs["coordinates"], *map(str, dims)})
+            import xarray
+
+            named = {
+                name: (_dims(name, dims, values), values)
+                for name, (dims, values, _) in outputs["variables"].items()
+            }
+            axes = {str(d) for dims, _ in named.values() for d in dims}
+            clash = sorted({*self.grid.names, "error"} & {*named, *outputs["coordinates"], *axes})
             if clash:
                 raise _Unfit(
                     f"function must return outputs under names of their own; at {self.at(number)} one is {clash[0]!r}, "
                     "which is that of an axis or of the errors"
                 )
+            try:
+                xarray.Dataset(
+                    named, coords={name: part[:2] for name, part in outputs["coordinates"].items()}
+                )
+            except ValueError as error:
+                raise _Unfit(
+                    f"function must return outputs that fit into one Dataset; at {self.at(number)}: {error}"
+                ) from error
             self.first = number
             return
         first = self.outputs[self.first]
@@ -692,7 +714,7 @@ class _Run:
                 f"it returned {_said(there)}, at {self.at(number)} {_said(here)}"
             )
         for name, (_, values, _) in outputs["coordinates"].items():
-            if not np.array_equal(values, first["coordinates"][name][1], equal_nan=values.dtype.kind in "fc"):
+            if not _equal(values, first["coordinates"][name][1]):
                 raise _Unfit(
                     f"function must return outputs with the same coordinates at every point; those of {name!r} differ "
                     f"between {self.at(self.first)} and {self.at(number)}"
@@ -767,9 +789,12 @@ class _Run:
         coordinates: dict[str, Any] = {}
         if self.first is not None and (first := self.outputs[self.first]) is not None:
             for name, (dims, values, attributes) in first["variables"].items():
-                dims = [f"{name}_{i}" for i in range(values.ndim)] if dims is None else dims
                 block = self.block(name).reshape(*self.grid.shape, *values.shape)
-                variables[name] = ((*self.grid.names, *dims), block, _with_unit(attributes, name, units))
+                variables[name] = (
+                    (*self.grid.names, *_dims(name, dims, values)),
+                    block,
+                    _with_unit(attributes, name, units),
+                )
             coordinates = {
                 name: (dims, values, _with_unit(attributes, name, units))
                 for name, (dims, values, attributes) in first["coordinates"].items()
@@ -830,6 +855,10 @@ class _Run:
 
 def _with_unit(attributes: dict[str, Any], name: str, units: dict[str, str]) -> dict[str, Any]:
     return attributes | ({"units": units[name]} if name in units else {})
+
+
+def _dims(name: str, dims: Any, values: NDArray[Any]) -> list[Any]:
+    return [f"{name}_{i}" for i in range(values.ndim)] if dims is None else list(dims)
 
 
 def _form(outputs: dict[str, Any]) -> dict[str, Any]:
