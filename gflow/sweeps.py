@@ -632,6 +632,8 @@ class _Run:
                 self.settle()
                 with suppress(KeyboardInterrupt):  # what workers have finished and could not hand back
                     self.take_kept([n for n in range(self.grid.size) if self.errors[n] is None])
+                if None not in self.errors:  # it struck as the last ones came
+                    self.stopped = ""
             except (_Unfit, _Refused) as error:
                 raise ValueError(str(error)) from None
 
