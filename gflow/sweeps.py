@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 _WANTED = "a number, an array, a dict of names to these, or an xarray DataArray or Dataset"
 _LONGEST_ERROR = 1000  # characters
+_PATIENCE = 60.0  # seconds
 
 
 def sweep(
@@ -525,8 +527,15 @@ def _whole(home: int) -> Iterator[None]:
             raise KeyboardInterrupt
 
 
-def _run_point(work: _Work, number: int, point: dict[str, Any], key: str) -> tuple[int, str, Any, str]:
-    """Number of the point, what became of it ("value", "error", "bad" or "refused"), that, why it is not kept."""
+def _run_point(
+    work: _Work, number: int, point: dict[str, Any], key: str, apart: bool
+) -> tuple[int, str, Any, str]:
+    """Number of the point, what became of it ("value", "error", "bad" or "refused"), that, why it is not kept.
+
+    ``apart``: not in the calling process, since it may be this point that kills the one it runs in.
+    """
+    if apart and os.getpid() == work.home:
+        return number, "error", "not run: a worker process died, and there was no other to run it in", ""
     with _unpacking:
         if work.call is None and not work.refusal:
             work.unpack()
@@ -731,7 +740,7 @@ class _Run:
             sent: set[int] = set()
             back: set[int] = set()
             try:
-                self.run_at_once(rest, jobs, sent, back)
+                self.run_at_once(rest, jobs, sent, back, apart=bool(suspects))
             except _Refused:
                 if renewed or not self.local:
                     raise
@@ -744,7 +753,7 @@ class _Run:
             rest = [number for number in rest if number not in sent]
         for number in suspects:
             try:
-                self.run_at_once([number], 2, set(), set())  # one job would be this process
+                self.run_at_once([number], 2, set(), set(), apart=True)
             except Exception as error:
                 if not _is_death(error):
                     return self.stop(error)
@@ -757,11 +766,18 @@ class _Run:
             raise error
         self.stopped = f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
 
-    def run_at_once(self, numbers: list[int], jobs: int, sent: set[int], back: set[int]) -> None:
+    def run_at_once(
+        self, numbers: list[int], jobs: int, sent: set[int], back: set[int], apart: bool = False
+    ) -> None:
+        if apart:
+            _wait_for_workers()
+
         def calls() -> Iterator[Any]:
             for number in numbers:
                 sent.add(number)
-                yield joblib.delayed(_run_point)(self.work, number, self.points[number], self.keys[number])
+                yield joblib.delayed(_run_point)(
+                    self.work, number, self.points[number], self.keys[number], apart
+                )
 
         parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
         self.local = type(getattr(parallel, "_backend", None)).__name__ == "LokyBackend"
@@ -874,6 +890,13 @@ def _form(outputs: dict[str, Any]) -> dict[str, Any]:
 
 def _said(form: dict[str, Any]) -> str:
     return ", ".join(f"{name} {shape} of {kind}" for name, (_, shape, kind) in form.items())
+
+
+def _wait_for_workers() -> None:
+    """Wait until a cluster of which workers died has two: with one, joblib would run points in this process."""
+    deadline = time.monotonic() + _PATIENCE
+    while joblib.effective_n_jobs(2) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _new_workers() -> None:

@@ -932,6 +932,31 @@ def test_a_dask_cluster_that_loses_a_worker_gives_the_same_bits(tmp_path):
     assert 160 <= calls <= 161  # the one in flight in the worker that was killed
 
 
+DEADLY = """
+import json, os, signal
+import dask, joblib
+from dask.distributed import Client, LocalCluster
+import gflow
+def f(n):
+    if n == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return n
+if __name__ == "__main__":
+    dask.config.set({"distributed.scheduler.allowed-failures": 0})  # give up at once
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        with Client(cluster), joblib.parallel_config(backend="dask", wait_for_workers_timeout=100):
+            grid = gflow.sweep(f, {"n": range(12)})
+    print(json.dumps([n for n in range(12) if grid.error[n] != ""] + [grid.error[7].item()]))
+"""
+
+
+@pytest.mark.slow
+def test_a_point_that_kills_its_dask_workers_does_not_stop_the_others():
+    pytest.importorskip("distributed")
+    which, why = json.loads(python(DEADLY).splitlines()[-1])
+    assert which == 7 and why.startswith("KilledWorker: the worker process that ran it died")
+
+
 def test_partials_and_methods_run_in_workers(store):
     grid = gflow.sweep(functools.partial(product, factor=2.0), AXES, store, 2)
     assert (grid.value == 2.0 * grid.a * grid.b).all()
