@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import _signal  # what signal wraps in enums, which cost a short run a sixth of its time
-import platform
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gflow._blas import one_thread
 from gflow._progress import Progress
+from gflow._versions import versions as versions
 from gflow.objective import Objective
 from gflow.trajectory import Status, Trajectory
 
@@ -256,22 +255,3 @@ def hold_blas(objective: Objective) -> AbstractContextManager[Any]:
     if _multiplications(objective) < 32**3 or blas_pays(objective):
         return nullcontext()
     return one_thread()
-
-
-@cache
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    def installed(name: str) -> str:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return "not installed"
-
-    names = {"gflow": "gradient-flow", "numpy": "numpy", "scipy": "scipy", "numba": "numba"}
-    return {key: installed(name) for key, name in names.items()} | {"python": platform.python_version()}
-
-
-def versions() -> dict[str, str]:
-    """Versions of gflow and of what its numbers depend on."""
-    return dict(_versions())
