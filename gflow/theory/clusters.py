@@ -28,6 +28,8 @@ Array = NDArray[np.float64]
 
 #: The conditions of the optimum are met to this, relative, or the solution is refused.
 OPTIMAL = 1e-9
+#: A neuron stands on a sample's kink where \\|w · x\\| is below this × ‖w‖ ‖x‖.
+ON_KINK = 1e-11
 #: Largest q / (1 + e^q), which bounds how fast ‖θ‖² / 2 grows per sample of weight 1 under the logistic loss.
 GROWTH = float(lambertw(1 / np.e).real)
 
@@ -38,10 +40,11 @@ GROWTH = float(lambertw(1 / np.e).real)
 class Agreement(NamedTuple):
     """On what the neurons of either kind agree.
 
-    ``positive``, ``negative`` (n,): the sign that all neurons with a_j > 0, or a_j < 0, give a sample; 0 where they
-    differ, or one is on its kink.  ``regime``: ``"PAR"`` where these are y and −y, ``"NAR"`` where none is 0, else
-    ``"none"``.  ``beta``: the least \\|w_j · x_i\\| / ‖W‖ in these regimes, dimension of x; 0 outside of them.
-    ``fraction``: of the 2n pairs of kind and sample on which all agree; ``perfect``: and do so with the labels.
+    ``positive``, ``negative`` (n,): the sign that all neurons with a_j > 0, or a_j < 0, give a sample; 0 where all stand
+    on its kink, NaN where they differ.  ``regime``: ``"PAR"`` where these are y and −y, ``"NAR"`` where all are ±1,
+    ``"kink"`` where all agree but some stand on kinks, else ``"none"``.  ``beta``: the least \\|w_j · x_i\\| / ‖W‖ in the
+    first two, dimension of x; else 0.  ``fraction``: of the 2n pairs of kind and sample on which all have one
+    sign ±1; ``perfect``: and it is that of the label, or for a_j < 0 the other.
     """
 
     regime: str
@@ -50,6 +53,11 @@ class Agreement(NamedTuple):
     negative: Array
     fraction: float
     perfect: float
+
+    @property
+    def signs(self) -> tuple[Array, Array]:
+        """Of both kinds, for :func:`direction`."""
+        return self.positive, self.negative
 
 
 def agreement(model: Any, problem: Problem, theta: ArrayLike) -> Agreement:
@@ -67,21 +75,30 @@ def agreement(model: Any, problem: Problem, theta: ArrayLike) -> Agreement:
     -------
     Agreement
     """
-    y = _labels(problem)
-    w, u = _kinds(model, theta)
-    positive, negative = (_common_sign(kind @ problem.X.T) for kind in (w, u))
+    y, x = _labels(problem), problem.X
+    kinds = _kinds(model, theta)
+    positive, negative = (_common_sign(kind, x) for kind in kinds)
     signs, wanted = np.concatenate([positive, negative]), np.concatenate([y, -y])
-    everything = np.vstack([w, u])
-    regime = "none" if not signs.all() else "PAR" if np.array_equal(signs, wanted) else "NAR"
-    least = float(np.abs(everything @ problem.X.T).min() / np.linalg.norm(everything)) if signs.all() else 0.0
+    everything = np.vstack(kinds)
+    if np.isnan(signs).any():
+        regime = "none"
+    elif not signs.all():
+        regime = "kink"
+    else:
+        regime = "PAR" if np.array_equal(signs, wanted) else "NAR"
+    least = float(np.abs(everything @ x.T).min() / np.linalg.norm(everything))
     return Agreement(
-        regime, least, positive, negative, float(np.mean(signs != 0)), float(np.mean(signs == wanted))
-    )
+        regime, least if regime in ("PAR", "NAR") else 0.0, positive, negative,
+        float(np.mean(np.abs(signs) == 1)), float(np.mean(signs == wanted)),
+    )  # fmt: skip
 
 
-def _common_sign(z: Array) -> Array:
-    """Sign of all entries of a column, 0 where there is no such."""
-    return np.where(np.all(z > 0, axis=0), 1.0, np.where(np.all(z < 0, axis=0), -1.0, 0.0))
+def _common_sign(kind: Array, x: Array) -> Array:
+    """Sign of w_j · x (n,) that all neurons share: 0 on the kink, NaN where they differ."""
+    z = kind @ x.T
+    z[np.abs(z) <= ON_KINK * np.outer(np.linalg.norm(kind, axis=1), np.linalg.norm(x, axis=1))] = 0.0
+    signs = np.sign(z)
+    return np.where(np.ptp(signs, axis=0) == 0, signs[0], np.nan)
 
 
 def agreements(model: Any, problem: Problem, theta: ArrayLike) -> Array:
@@ -152,7 +169,8 @@ class Clusters(NamedTuple):
     the samples, whose sum is ‖W‖² = 1 / margin².  ``predictor`` (d,): z = Σ_j a_j w_j, whose sign is the network's.
     ``margin``: the least y f / ‖W‖.  ``residual``: the largest violation of the conditions of the optimum, relative.
     ``consistent``: the least cosine between a sample and the neurons, times the sign supposed: if positive, the
-    point satisfies the conditions of the *network's* largest margin, and a flow near that direction stays there.
+    point satisfies the conditions of the *network's* largest margin, and a flow near that direction keeps its signs (what slides,
+    as long as its kinks attract).
     """
 
     w: Array
@@ -179,7 +197,7 @@ def direction(
     """Where a flow tends that stays in a neural agreement regime: its margin's quadratic program, solved exactly.
 
     min m₁ ‖w‖² + m₂ ‖u‖² subject to y_i v (m₁ P_i w · x_i − m₂ Q_i u · x_i) ≥ 1 for all i, where P_i is 1 or α as
-    the sign of the w on sample i says, and Q_i likewise for the u.
+    the sign of the w on sample i says, and Q_i likewise for the u; and w · x_i = 0 where they slide along its kink.
 
     Parameters
     ----------
@@ -187,9 +205,9 @@ def direction(
         With labels ±1.
     slope : float
         α ∈ [0, 1]; with 1 the network is linear.
-    signs : two arrays (n,) of ±1, optional
-        Those of the neurons with a_j > 0, and with a_j < 0, on the samples, such as ``agreement(...)[2:4]``; default
-        y and −y (the regime PAR).
+    signs : two arrays (n,) of ±1 or 0, optional
+        Those of the neurons with a_j > 0, and with a_j < 0, on the samples, such as ``agreement(...).signs``; 0 where
+        they stand on the kink.  Default y and −y (the regime PAR).
     numbers : (int, int)
         Numbers m₁, m₂ of these neurons.  Only their ratio matters for the direction.
     outer : float
@@ -208,12 +226,14 @@ def direction(
     Notes
     -----
     While the signs last the network is linear in its weights, and logistic or exponential losses lead a linear
-    predictor to its largest margin (arXiv 1710.10345); the dual has the matrix v² y_i y_j ⟨x_i, x_j⟩
+    predictor to its largest margin (arXiv 1710.10345); along kinks it is so in the inputs projected on them
+    (ours).  The dual has the matrix v² y_i y_j ⟨x_i, x_j⟩
     (m₁ P_i P_j + m₂ Q_i Q_j).  w − u is not in the direction of the support vector machine, unless α = 1 or the
     data are symmetric.  After arXiv 2101.02533, and 2210.07082 for m₁ ≠ m₂.
     """
     r = _regime(problem, slope, signs, numbers, outer)
-    parts = r.outer * np.sqrt(r.m1) * r.p[:, None] * r.x, -r.outer * np.sqrt(r.m2) * r.q[:, None] * r.x
+    on_w, on_u = r.features
+    parts = r.outer * np.sqrt(r.m1) * on_w, -r.outer * np.sqrt(r.m2) * on_u
     found = _clusters(r, max_margin(Problem(np.hstack(parts), r.y, "logistic")).multipliers)
     if found.residual > OPTIMAL:
         raise ValueError(
@@ -601,6 +621,22 @@ class _Regime(NamedTuple):
     m2: int
     outer: float
 
+    @property
+    def features(self) -> tuple[Array, Array]:
+        """s'(w · x_i) x_i and s'(u · x_i) x_i, projected on the kinks along which the neurons slide."""
+        return _along(self.p[:, None] * self.x, self.x[self.positive == 0]), _along(
+            self.q[:, None] * self.x, self.x[self.negative == 0]
+        )
+
+
+def _along(vectors: Array, normals: Array) -> Array:
+    """Rows projected on the space that is orthogonal to all normals."""
+    if not len(normals):
+        return vectors
+    u, s, _ = np.linalg.svd(normals.T, full_matrices=False)
+    basis = u[:, s > 1e-12 * s[0]]
+    return vectors - (vectors @ basis) @ basis.T
+
 
 def _regime(
     problem: Problem,
@@ -613,8 +649,8 @@ def _regime(
     if not 0 <= slope <= 1:
         raise ValueError(f"slope must lie in [0, 1]; got {slope!r}")
     both = np.array([y, -y]) if signs is None else finite_array("signs", np.array(signs), (2, len(y)))
-    if not np.all(np.abs(both) == 1):
-        raise ValueError(f"signs must be +1 or −1, two for each of {len(y)} samples; got {signs!r:.80}")
+    if not np.isin(both, (-1.0, 0.0, 1.0)).all():
+        raise ValueError(f"signs must be +1, −1 or 0, two for each of {len(y)} samples; got {signs!r:.80}")
     m1, m2 = (positive_int("numbers", number) for number in numbers)
     p, q = np.where(both > 0, 1.0, slope)
     return _Regime(problem.X, y, both[0], both[1], p, q, m1, m2, positive("outer", outer))
@@ -622,9 +658,9 @@ def _regime(
 
 def _clusters(r: _Regime, multipliers: Array) -> Clusters:
     """The neurons that belong to some multipliers, and how well they meet the conditions of the optimum."""
-    pulls = r.outer * multipliers * r.y
-    w, u = (pulls * r.p) @ r.x, -(pulls * r.q) @ r.x
-    margins = r.outer * r.y * (r.m1 * r.p * (r.x @ w) - r.m2 * r.q * (r.x @ u))
+    pulls, (on_w, on_u) = r.outer * multipliers * r.y, r.features
+    w, u = pulls @ on_w, -pulls @ on_u
+    margins = r.outer * r.y * (r.m1 * (on_w @ w) - r.m2 * (on_u @ u))
     largest, sizes = np.abs(multipliers).max(), np.linalg.norm(r.x, axis=1)
     violations = (
         1 - margins.min(),
@@ -632,7 +668,7 @@ def _clusters(r: _Regime, multipliers: Array) -> Clusters:
         np.abs(multipliers * (margins - 1)).max() / largest,
     )
     cosines = [
-        (sign * (r.x @ neuron) / (sizes * np.linalg.norm(neuron))).min()
+        np.min((sign * (r.x @ neuron) / (sizes * np.linalg.norm(neuron)))[sign != 0], initial=1.0)
         for sign, neuron in ((r.positive, w), (r.negative, u))
     ]
     norm = np.sqrt(r.m1 * w @ w + r.m2 * u @ u)

@@ -45,6 +45,29 @@ def at_loss(model, problem, theta0, levels, **options):
     return got
 
 
+def heading(model, problem, theta):
+    w = model.first_layer(theta)
+    return w / np.linalg.norm(w)
+
+
+def planar(seed):
+    """Few Gaussian samples in the plane, labels of a random line: the cases with an agreement that is not perfect."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((int(rng.integers(3, 9)), 2))
+    return gflow.Problem(x, np.sign(x @ rng.standard_normal(2)), "logistic")
+
+
+def offset(seed):
+    """Two clouds on the same side of the origin."""
+    x = np.array([[2.0, 0.5], [0.5, 2.0]]).repeat(10, axis=0)
+    x = x + 0.3 * np.random.default_rng(seed).standard_normal((20, 2))
+    return gflow.Problem(x, np.repeat([1.0, -1.0], 10), "logistic")
+
+
+OFFSET = 0
+OTHERS = {17: planar(17), 24: planar(24), OFFSET: offset(OFFSET)}
+
+
 # ---- what the neurons do -----------------------------------------------------------------------------------
 
 
@@ -81,10 +104,14 @@ def test_a_neuron_on_a_kink_agrees_with_none():
     model = network(each=1)
     problem = gflow.Problem([[1.0, 0.0]], [1.0], "logistic")
     got = clusters.agreement(model, problem, model.pack([[[0.0, 1.0], [-1.0, 0.0]], [[1.0, -1.0]]]))
-    assert got.regime == "none" and got.positive[0] == 0 and got.negative[0] == -1 and got.perfect == 0.5
+    assert got.regime == "kink" and got.positive[0] == 0 and got.negative[0] == -1 and got.perfect == 0.5
+    assert got.beta == 0 and got.fraction == 0.5
+    two = network(each=2)
+    theta = two.pack([[[0.0, 1.0], [1.0, 1.0], [1.0, 0.0], [1.0, 0.0]], [[1.0, 1.0, -1.0, -1.0]]])
+    assert np.isnan(clusters.agreement(two, problem, theta).positive[0])
 
 
-def hostile(slope, radius, rng, each=2, tries=300):
+def hostile(slope, radius, rng, each=2, tries=60):
     """Search for weights and a point at which the network is against its linear predictor, as far off it as can be.
 
     Returns the largest |(w̄ − ū) · x| / band among those found: near 1 if the band is sharp, never above.
@@ -100,7 +127,7 @@ def hostile(slope, radius, rng, each=2, tries=300):
         spread -= spread.mean(axis=1, keepdims=True)
         spread /= np.maximum(np.abs(spread).max(axis=1, keepdims=True), 1e-300)
         place = rng.uniform(-1, 1) * radius
-        for shift in np.linspace(-1.1 * radius, 1.1 * radius, 112):
+        for shift in np.linspace(-1.2, 1.2, 60) * radius * (1 - slope) / (1 + slope):
             z = np.array([[place + shift], [place]]) + radius * spread
             theta = model.pack([z.reshape(-1, 1) * x, outer])
             linear, band = clusters.boundary(model, theta, x[None])
@@ -109,11 +136,11 @@ def hostile(slope, radius, rng, each=2, tries=300):
     return worst
 
 
-@pytest.mark.parametrize("slope", [0.05, 0.3, 0.8])
+@pytest.mark.parametrize("slope", [0.05, 0.6])
 @pytest.mark.parametrize("each", [2, 3])
 def test_no_weights_defy_the_band_and_it_is_sharp(slope, each):
     worst = hostile(slope, 0.7, np.random.default_rng(0), each)
-    assert worst < 1.0
+    assert worst < 1 + 1e-12
     assert worst > 0.9 or each == 3
 
 
@@ -251,7 +278,7 @@ def test_infeasible_signs_are_refused_with_the_number():
     with pytest.raises(ValueError, match=r"separable.*is [0-9.e-]+ of 0"):
         clusters.direction(problem, 0.5, ([1, 1], [1, 1]))
     with pytest.raises(ValueError, match="signs must be"):
-        clusters.direction(problem, 0.5, ([1, 0], [1, 1]))
+        clusters.direction(problem, 0.5, ([1, 0.5], [1, 1]))
     with pytest.raises(ValueError, match=r"slope must lie in \[0, 1\]; got 2"):
         clusters.direction(problem, 2)
 
@@ -263,14 +290,9 @@ def test_the_flow_tends_to_the_direction_of_its_regime(seed):
     got = at_loss(model, problem, start(model, 1e-2, seed), np.geomspace(1e2, 1e5, 4), rtol=1e-10)
     found = clusters.agreement(model, problem, got.end)
     assert found.regime in ("PAR", "NAR") and got.events.t[-1] < 100.0
-    wanted = clusters.direction(problem, model.slope, found[2:4])
+    wanted = clusters.direction(problem, model.slope, found.signs)
     assert wanted.consistent > 0
     unit = wanted.neurons((4, 4))
-
-    def heading(model, problem, theta):
-        w = model.first_layer(theta)
-        return w / np.linalg.norm(w)
-
     raw = np.array([np.linalg.norm(one - unit) for one in observe.along(got, heading)])
     slope = np.polyfit(np.log(got.t), np.log(raw), 1)[0]
     assert slope == pytest.approx(-1, abs=0.03)
@@ -279,6 +301,24 @@ def test_the_flow_tends_to_the_direction_of_its_regime(seed):
     radii = observe.along(got, clusters.radii)
     # conserved up to the rounding of a sum of parts of the size of the weights
     np.testing.assert_allclose(radii, radii[:1].repeat(4, axis=0), rtol=1e-9, atol=1e-13 * got.t[-1])
+
+
+@pytest.mark.parametrize(("seed", "regime"), [(17, "NAR"), (24, "NAR"), (OFFSET, "kink")])
+def test_imperfect_agreement_and_sliding_clusters(seed, regime):
+    """Both against the closed direction: where all of a kind are on the wrong side of a sample, or on its kink."""
+    model, problem = network(), OTHERS[seed]
+    got = at_loss(model, problem, start(model, 1e-3, seed), np.geomspace(1e2, 1e5, 4), rtol=1e-10)
+    found = clusters.agreement(model, problem, got.end)
+    assert found.regime == regime and found.perfect < 1 and got.events.t[-1] < 100.0
+    assert (found.beta > 0) == (regime == "NAR")
+    wanted = clusters.direction(problem, model.slope, found.signs)
+    assert wanted.residual <= 1e-12 and wanted.consistent > 0
+    limit = observe.limit(got, heading)
+    assert np.linalg.norm(limit.value - wanted.neurons((4, 4))) <= limit.error <= 1e-6
+    np.testing.assert_allclose(*observe.along(got, clusters.radii)[[0, -1]], rtol=1e-9, atol=1e-7)
+    if regime == "kink":  # orthogonal to what it slides on
+        for neuron, signs in zip((wanted.w, wanted.u), found.signs, strict=True):
+            assert np.abs(problem.X[signs == 0] @ neuron).max(initial=0) < 1e-12 * np.abs(wanted.w).max()
 
 
 def test_rates_of_cosine_and_margin():
@@ -497,14 +537,27 @@ def test_flows_on_nearly_orthogonal_data_end_there(far):
     assert wanted.residual < 1e-12 and wanted.consistent > 0
     got = at_loss(model, problem, start(model, 0.3), np.geomspace(1e2, 1e5, 4), rtol=1e-10)
     unit = wanted.neurons((3, 3))
-
-    def heading(model, problem, theta):
-        w = model.first_layer(theta)
-        return w / np.linalg.norm(w)
-
     limit = observe.limit(got, heading)
     assert np.linalg.norm(limit.value - unit) <= limit.error <= 1e-7
     assert clusters.agreement(model, problem, got.end).regime == "PAR"
+
+
+def test_the_certificate_is_not_of_the_limit():
+    """Far from orthogonal data a stationary point of the margin in the regime PAR need not be where the flow ends."""
+    rng = np.random.default_rng(1040)
+    x = rng.standard_normal((int(rng.integers(2, 7)), 3))
+    problem = gflow.Problem(x, np.sign(x @ rng.standard_normal(3)), "logistic")
+    wanted = clusters.closed_form(problem, 0.3)
+    assert wanted.residual < 1e-12 and wanted.consistent > 0.1 and clusters.orthogonality(x, 0.3) < 0.01
+    model = network(d=3, each=3)
+    ends = []
+    for theta0 in (
+        start(model, 1e-4, 40),
+        model.pack([wanted.neurons((3, 3)), model.outer_layer(start(model, 1.0))]),
+    ):
+        got = at_loss(model, problem, theta0, [1e5])
+        ends.append(np.linalg.norm(heading(model, problem, got.end) - wanted.neurons((3, 3))))
+    assert ends[0] > 0.4 and ends[1] < 1e-4
 
 
 @pytest.mark.parametrize("numbers", [(2, 2), (1, 3)])
