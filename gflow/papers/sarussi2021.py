@@ -39,11 +39,13 @@ REFERENCE = "arXiv 2101.02533"
 OWN = f"{REFERENCE}, with a bound of our own"
 SLOPE = 0.3
 #: Entries of the first layer are N(0, (scale / √(2k))²), so that ‖W(0)‖ knows no width.
-SMALL, LARGE = 1e-3, 30.0
+SMALL, MEDIUM, LARGE = 1e-3, 3.0, 30.0
 #: Distance of unit vectors at log(1/L) = FAR, and extrapolated.
 RAW, EXTRAPOLATED = 1e-5, 1e-6
 #: log(1/L) from which on neurons must agree, and how far claims on directions go.
 SETTLED, FAR = 1e2, 1e6
+#: rtol × log(1/L) above which a kink that is left may be an artefact.
+RESOLVED = 1e-2
 #: Radii over ‖w̄ − ū‖ of neurons that count as two clusters.
 CLUSTERED = 0.01
 #: Loss of the claims on training time, and largest step size of descent.
@@ -183,7 +185,7 @@ def becomes_perfect(setup: SetUp, rtol: float, respect_hypotheses: bool = True) 
         Conclusion("largest step back of ±y w · x, relative to the largest at the end", float(falls), ROUNDING),
         Conclusion("pairs of kind and sample that do not agree with the label at the end",
                    float(1 - perfect[-1]), ROUNDING),
-        Conclusion("largest fall of the fraction that does", float(np.max(-np.diff(perfect), initial=0.0)), ROUNDING),
+        Conclusion("largest fall of the fraction that does", float(np.max(-np.diff(perfect), initial=0.0)) + 0.0, ROUNDING),
     )  # fmt: skip
     return Evidence((hypothesis,) if respect_hypotheses else (), conclusions, (run.status,))
 
@@ -191,15 +193,18 @@ def becomes_perfect(setup: SetUp, rtol: float, respect_hypotheses: bool = True) 
 def tends(setup: SetUp, rtol: float, far: float = FAR, respect_hypotheses: bool = True) -> Evidence:
     """Measure how far the direction of all neurons is from that of the quadratic program of their regime."""
     run = setup.by_loss(np.geomspace(SETTLED, far, max(4, round(np.log10(far / SETTLED)) + 1)), rtol)
-    assert run.events is not None
-    found = clusters.agreement(setup.model, setup.problem, run.theta[0])
+    seen = np.array([clusters.agreement(setup.model, setup.problem, one).signs for one in run.theta])
     agree = Hypothesis("neurons of a kind agree at log(1/L) = 100 (defect: on how many they do not)",
-                       float(np.isnan(found.signs).mean()))  # fmt: skip
-    after = Hypothesis("kinks met or left after that", float(np.sum(run.events.t > SETTLED)), 0.0)
+                       float(np.isnan(seen[0]).mean()))  # fmt: skip
+    after = Hypothesis("the same at all saved values after that (defect: on how many they do not)",
+                       float(np.mean(seen != seen[0])))  # fmt: skip
+    if agree.holds and not after.holds and rtol * far > RESOLVED:
+        # margins are as large as log(1/L): unless they are known to order one, neurons chatter off their kinks
+        return Evidence((agree,), (), (run.status,))
     hypotheses: tuple[Hypothesis, ...] = (agree, after)
     if respect_hypotheses and not (agree.holds and after.holds):
         return Evidence(hypotheses, (), (run.status,))
-    signs = found.signs if agree.holds else None
+    signs = (seen[0, 0], seen[0, 1]) if agree.holds else None
     wanted = clusters.direction(setup.problem, setup.slope, signs, setup.numbers, setup.outer)
     hypotheses += (
         Hypothesis("the predicted direction has these signs (defect: the least cosine, if negative)",
@@ -342,7 +347,7 @@ def claims(size: str) -> list[tuple[Claim, str]]:
     clouds, teacher = SetUp("clouds"), SetUp("teacher", each=10)
     large = replace(clouds, scale=LARGE)
     far = 1e4 if size == "quick" else FAR  # of all but the first
-    wide = SetUp("teacher", each=2 if size == "quick" else 100, scale=3.0)
+    wide = SetUp("teacher", each=2 if size == "quick" else 100, scale=MEDIUM)
     listed: list[tuple[str, str, str, Callable[[float], Evidence], str]] = [
         ("perfect agreement, small start", perfect, REFERENCE, partial(becomes_perfect, clouds), "holds"),
         ("perfect agreement, large start", perfect, REFERENCE, partial(becomes_perfect, large), "holds"),
@@ -402,9 +407,9 @@ def seeds(size: str) -> range:
 #: What descent is run on: data, scale of the start, updates allowed, and a name.
 DESCENTS: tuple[tuple[str | tuple[int, int], float, int, str], ...] = (
     ("teacher", SMALL, 40_000, "plane, small start"),
-    ("teacher", 3.0, 40_000, "plane, large start"),
-    ((4, 9), SMALL, 40_000, "digits 4 and 9, small start"),
+    ("teacher", MEDIUM, 40_000, "plane, larger start"),
     ((3, 5), SMALL, 40_000, "digits 3 and 5, small start"),
+    ((3, 5), MEDIUM, 40_000, "digits 3 and 5, larger start"),
 )
 
 
@@ -478,7 +483,7 @@ def observations(size: str) -> list[Observation]:
                 REFERENCE,
             )
         )  # fmt: skip
-    for scale in (SMALL, 3.0, LARGE):
+    for scale in STARTS:
         parts = [unlike_linear(scale, 10, seed) for seed in range(5)]
         listed.append(
             Observation(
@@ -487,13 +492,13 @@ def observations(size: str) -> list[Observation]:
             )
         )  # fmt: skip
     for pair in PAIRS:
-        for scale in (SMALL, LARGE):
+        for scale in (SMALL, MEDIUM):
             d = told_apart(pair, scale, epochs_of(size))
             agreed = clusters.agreement(d.setup.model, d.setup.problem, d.run.end)
             listed.append(
                 Observation(
                     f"digits {pair[0]} and {pair[1]}, start of scale {scale:g}, descent: agreement, as a fraction",
-                    found.fraction, 0.0,
+                    agreed.fraction, 0.0,
                     f"regime {agreed.regime}; test error {d.test_error:.3g}, of the linear predictor {d.linear_error:.3g}; "
                     f"signs differ on {d.different:.3g} of the test images, {d.decided:.3g} are outside of the band", REFERENCE,
                 )
@@ -546,7 +551,7 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
 
 
 COLORS = {1.0: "C0", -1.0: "C3"}
-STARTS = {SMALL: "$10^{-3}$", 3.0: "$3$", LARGE: "$30$"}
+STARTS = {SMALL: "$10^{-3}$", MEDIUM: "$3$", LARGE: "$30$"}
 
 
 def _plane(ax: Axes, setup: SetUp, theta: Array) -> None:
@@ -641,7 +646,7 @@ def _agreement_plate(out: Path, size: str) -> Plate:
     return Plate(
         plot.save(fig, out / "agreement")[1],
         "Neural agreement on two Gaussian clouds, 20 neurons, exact flow, time in units of the flow of the mean logistic loss. Left: on how many of the samples all neurons of a kind agree "
-        "(small start 10⁻³, larger ones 3 and 30, whose neurons go on turning for e^{…} as long). Middle: β where all agree, "
+        "(starts of scale 10⁻³, 3 and 30; the last comes to agree too, when log(1/L) is some hundreds). Middle: β where all agree, "
         "in units of the inputs; the agreement is perfect there. Right: largest distance of a neuron from the mean of its kind, over the distance of the "
         f"means; once neurons agree the radii themselves stay (drift: {max(drifts):.0e}, relative) and the means grow. "
         "Regimes after arXiv 2101.02533; conservation of the radii ours.",
@@ -675,7 +680,8 @@ def _direction_plate(out: Path, size: str) -> Plate:
     for ax, power in ((left, 2), (right, 1)):
         x = np.array([1 / far, 1e-1])
         ax.loglog(x, 0.02 * x**power, color="0.8", linewidth=0.6)
-        ax.text(x[0], 0.01 * x[0] ** power, f"slope {power}", color="0.5", fontsize=6, va="top")
+        middle = float(np.sqrt(x[0] * x[1]))
+        ax.text(1.5 * middle, 0.01 * middle**power, f"slope {power}", color="0.5", fontsize=6, va="top")
         ax.set_xlabel("$1/\\log(1/L)$")
     left.set_ylabel("$1-\\cos$")
     left.set_title("direction of all neurons")
@@ -724,7 +730,7 @@ def _descent_plate(out: Path, size: str) -> Plate:
             label=label,
         )
     right.set_xlabel("neurons $2k$")
-    right.set_ylabel("updates until no training error")
+    right.set_ylabel("updates until\nno training error")
     right.set_title("over widths and seeds")
     fig.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return Plate(
@@ -740,7 +746,7 @@ def _digits_plate(out: Path, size: str) -> Plate:
     for ax in axes[:, 0]:
         ax.set_xlabel("epochs")
     for pair, color in zip(PAIRS, (f"C{i}" for i in range(4)), strict=True):
-        for scale, dashes in ((SMALL, "-"), (LARGE, (0, (3, 2)))):
+        for scale, dashes in ((SMALL, "-"), (MEDIUM, (0, (3, 2)))):
             d = told_apart(pair, scale, epochs_of(size))
             axes[0, 0].semilogx(d.epochs[1:], d.agreements[1:, 0], color=color, linestyle=dashes)
             wanted = clusters.direction(d.setup.problem, SLOPE, numbers=d.setup.numbers)
@@ -752,6 +758,7 @@ def _digits_plate(out: Path, size: str) -> Plate:
     axes[0, 0].set_ylabel("fraction")
     axes[1, 0].set_title("from perfect prediction")
     axes[1, 0].set_ylabel("$1-\\cos$")
+    axes[1, 0].set_ylim(1e-2, 1)
     d = told_apart(PAIRS[1], SMALL, epochs_of(size))
     wanted = clusters.direction(d.setup.problem, SLOPE)
     w, u = clusters.centres(d.setup.model, None, d.run.end)
@@ -769,12 +776,12 @@ def _digits_plate(out: Path, size: str) -> Plate:
     fig.colorbar(shown, ax=axes[:, 1:], label="weight, relative", shrink=0.7)
     handles = [Line2D([], [], color=f"C{i}", label=f"{a}, {b}") for i, (a, b) in enumerate(PAIRS)]
     handles += [Line2D([], [], color="0.4", label=f"start {STARTS[SMALL]}"),
-                Line2D([], [], color="0.4", linestyle=(0, (3, 2)), label=f"start {STARTS[LARGE]}")]  # fmt: skip
+                Line2D([], [], color="0.4", linestyle=(0, (3, 2)), label=f"start {STARTS[MEDIUM]}")]  # fmt: skip
     fig.legend(handles=handles, loc="outside upper center", ncols=6)
     return Plate(
         plot.save(fig, out / "digits")[1],
         f"Pairs of digits (8 × 8 pixels less their mean, {TRAINING} training images), 20 neurons, descent on single images. Left: on how many images "
         "all neurons of a kind agree, and 1 − cosine to the direction of perfect agreement, against epochs, from a small "
-        "(solid) and a large start (dashed). Right: mean neurons for the digits 2 and 7 after descent from the small start beside the "
+        "(solid) and a larger start (dashed). Right: mean neurons for the digits 2 and 7 after descent from the small start beside the "
         "predicted ones, and their difference beside the support vector machine. After arXiv 2101.02533, which has MNIST.",
     )
