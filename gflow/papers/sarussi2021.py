@@ -169,6 +169,11 @@ def errors(model: Any, problem: Problem, theta: ArrayLike) -> int:
 # ---- claims ------------------------------------------------------------------------------------------------
 
 
+def stopped(run: Trajectory) -> Evidence:
+    """That of a run which ended before its time: its status, and nothing measured."""
+    return Evidence((), (Conclusion("the run came to its end", np.nan, 0.0),), (run.status,))
+
+
 def becomes_perfect(setup: SetUp, rtol: float, respect_hypotheses: bool = True) -> Evidence:
     """Measure whether every sample's place under every neuron moves the right way only, and all get there."""
     least = clusters.least_cosine(setup.problem)
@@ -193,6 +198,8 @@ def becomes_perfect(setup: SetUp, rtol: float, respect_hypotheses: bool = True) 
 def tends(setup: SetUp, rtol: float, far: float = FAR, respect_hypotheses: bool = True) -> Evidence:
     """Measure how far the direction of all neurons is from that of the quadratic program of their regime."""
     run = setup.by_loss(np.geomspace(SETTLED, far, max(4, round(np.log10(far / SETTLED)) + 1)), rtol)
+    if not run.status.ok:
+        return stopped(run)
     seen = np.array([clusters.agreement(setup.model, setup.problem, one).signs for one in run.theta])
     agree = Hypothesis("neurons of a kind agree at log(1/L) = 100 (defect: on how many they do not)",
                        float(np.isnan(seen[0]).mean()))  # fmt: skip
@@ -230,6 +237,8 @@ def support_vectors(setup: SetUp, rtol: float, respect_hypotheses: bool = True) 
     if respect_hypotheses and not hypothesis.holds:
         return Evidence((hypothesis,))
     run = setup.by_loss(np.geomspace(SETTLED, 1e4, 4), rtol)
+    if not run.status.ok:
+        return stopped(run)
 
     def predictor(model: Any, problem: Any, theta: ArrayLike) -> Array:
         w, u = clusters.centres(model, problem, theta)
@@ -401,7 +410,7 @@ def widths(size: str) -> tuple[int, ...]:
 
 def seeds(size: str) -> range:
     """Of starts and orders of samples."""
-    return range(5 if size == "quick" else 20)
+    return range(5 if size == "quick" else 10)
 
 
 #: What descent is run on: data, scale of the start, updates allowed, and a name.

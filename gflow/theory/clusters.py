@@ -168,9 +168,9 @@ class Clusters(NamedTuple):
     ``w``, ``u`` (d,): what every neuron with a_j = v, and a_j = −v, is at margin 1.  ``multipliers`` (n,) ≥ 0 of
     the samples, whose sum is ‖W‖² = 1 / margin².  ``predictor`` (d,): z = Σ_j a_j w_j, whose sign is the network's.
     ``margin``: the least y f / ‖W‖.  ``residual``: the largest violation of the conditions of the optimum, relative.
-    ``consistent``: the least cosine between a sample and the neurons, times the sign supposed: if positive, the
-    point satisfies the conditions of the *network's* largest margin, and a flow near that direction keeps its signs (what slides,
-    as long as its kinks attract).
+    ``consistent``: the least cosine between a sample and the neurons, times the sign supposed (kinks left out): if
+    positive, the signs are those supposed, and without kinks the point meets the conditions of the *network's* largest
+    margin.  It is then a direction in which flows may end; others may end elsewhere.
     """
 
     w: Array
