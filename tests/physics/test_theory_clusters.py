@@ -361,6 +361,15 @@ def test_data_in_a_cone_bring_the_regime_par_monotonically(scale):
     assert np.all(np.diff(seen) >= 0) and seen[-1] == 1.0 and seen[0] < 1
 
 
+def test_so_does_descent_on_single_samples():
+    model, problem = network(), cone(5)
+    run = gflow.descend(model, problem, start(model, 1.0), 0.5, 3000, batch_size=1, rng=0)
+    z = problem.Y[:, 0] * np.einsum("tjd,nd->tjn", model.first_layer(run.theta), problem.X)
+    assert np.min(np.diff(z, axis=0) * np.repeat([1, -1], 4)[:, None]) > 0
+    assert clusters.agreement(model, problem, run.end).regime == "PAR"
+    assert clusters.agreement(model, problem, run.theta[0]).regime == "none"
+
+
 def test_least_cosine_by_loops():
     problem = separable(2, d=3)
     z = problem.Y * problem.X
