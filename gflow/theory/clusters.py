@@ -668,7 +668,7 @@ def _clusters(r: _Regime, multipliers: Array) -> Clusters:
         np.abs(multipliers * (margins - 1)).max() / largest,
     )
     cosines = [
-        np.min((sign * (r.x @ neuron) / (sizes * np.linalg.norm(neuron)))[sign != 0], initial=1.0)
+        np.min((sign * (r.x @ neuron) / (sizes * (np.linalg.norm(neuron) or np.inf)))[sign != 0], initial=1.0)
         for sign, neuron in ((r.positive, w), (r.negative, u))
     ]
     norm = np.sqrt(r.m1 * w @ w + r.m2 * u @ u)

@@ -279,6 +279,8 @@ def test_infeasible_signs_are_refused_with_the_number():
         clusters.direction(problem, 0.5, ([1, 1], [1, 1]))
     with pytest.raises(ValueError, match="signs must be"):
         clusters.direction(problem, 0.5, ([1, 0.5], [1, 1]))
+    alone = clusters.direction(gflow.Problem([[1.0, 0.0]], [1.0], "logistic"), 0.0)
+    assert alone.consistent == 0 and not alone.u.any()  # at slope 0 nothing drives these neurons: no signs
     with pytest.raises(ValueError, match=r"slope must lie in \[0, 1\]; got 2"):
         clusters.direction(problem, 2)
 
