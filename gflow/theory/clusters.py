@@ -168,9 +168,10 @@ class Clusters(NamedTuple):
     ``w``, ``u`` (d,): what every neuron with a_j = v, and a_j = −v, is at margin 1.  ``multipliers`` (n,) ≥ 0 of
     the samples, whose sum is ‖W‖² = 1 / margin².  ``predictor`` (d,): z = Σ_j a_j w_j, whose sign is the network's.
     ``margin``: the least y f / ‖W‖.  ``residual``: the largest violation of the conditions of the optimum, relative.
-    ``consistent``: the least cosine between a sample and the neurons, times the sign supposed (kinks left out): if
-    positive, the signs are those supposed, and without kinks the point meets the conditions of the *network's* largest
-    margin.  It is then a direction in which flows may end; others may end elsewhere.
+    ``slopes`` (2, n): with which the samples act on w and u: 1 or α, and between on kinks along which they slide
+    (NaN where nothing holds them there).  ``consistent``: the least cosine between a sample and the neurons, times the sign
+    supposed, and on kinks the least distance of a slope from α and 1: if positive, the point meets the conditions of
+    the *network's* largest margin.  It is then a direction in which flows may end; others may end elsewhere.
     """
 
     w: Array
@@ -179,6 +180,7 @@ class Clusters(NamedTuple):
     predictor: Array
     margin: float
     residual: float
+    slopes: Array
     consistent: float
 
     def neurons(self, numbers: tuple[int, int] = (1, 1)) -> Array:
@@ -609,10 +611,11 @@ def _kinds(model: Any, theta: ArrayLike) -> tuple[Array, Array]:
 
 
 class _Regime(NamedTuple):
-    """A regime of agreement: inputs, labels, signs and slopes of the neurons of either kind, their numbers, v."""
+    """A regime of agreement: inputs, labels, α, signs and slopes of the neurons of either kind, their numbers, v."""
 
     x: Array
     y: Array
+    slope: float
     positive: Array
     negative: Array
     p: Array
@@ -653,7 +656,7 @@ def _regime(
         raise ValueError(f"signs must be +1, −1 or 0, two for each of {len(y)} samples; got {signs!r:.80}")
     m1, m2 = (positive_int("numbers", number) for number in numbers)
     p, q = np.where(both > 0, 1.0, slope)
-    return _Regime(problem.X, y, both[0], both[1], p, q, m1, m2, positive("outer", outer))
+    return _Regime(problem.X, y, slope, both[0], both[1], p, q, m1, m2, positive("outer", outer))
 
 
 def _clusters(r: _Regime, multipliers: Array) -> Clusters:
@@ -667,14 +670,31 @@ def _clusters(r: _Regime, multipliers: Array) -> Clusters:
         -multipliers.min() / largest,
         np.abs(multipliers * (margins - 1)).max() / largest,
     )
-    cosines = [
-        np.min((sign * (r.x @ neuron) / (sizes * (np.linalg.norm(neuron) or np.inf)))[sign != 0], initial=1.0)
-        for sign, neuron in ((r.positive, w), (r.negative, u))
-    ]
+    slopes, least = [], 1.0
+    for neuron, signs, slope in ((w, r.positive, r.p), (u, r.negative, r.q)):
+        free, own = signs != 0, _sliding(r, multipliers, signs, slope)
+        length = np.linalg.norm(neuron) or np.inf  # what nothing drives has no sign
+        cosines = (signs * (r.x @ neuron) / (sizes * length))[free]
+        room = np.nan_to_num(np.minimum(own - r.slope, 1 - own)[~free], nan=-1.0)
+        least = min(least, np.min(cosines, initial=1.0), np.min(room, initial=1.0))
+        slopes.append(own)
     norm = np.sqrt(r.m1 * w @ w + r.m2 * u @ u)
     predictor = r.outer * (r.m1 * w - r.m2 * u)
     margin = float(margins.min() / norm)
-    return Clusters(w, u, multipliers, predictor, margin, float(max(violations)), float(min(cosines)))
+    return Clusters(
+        w, u, multipliers, predictor, margin, float(max(violations)), np.array(slopes), float(least)
+    )  # fmt: skip
+
+
+def _sliding(r: _Regime, multipliers: Array, signs: Array, slope: Array) -> Array:
+    """Slopes (n,) of the samples for one kind of neurons, on kinks those with which they stay there: Filippov's rule."""
+    on, own, pulls = signs == 0, slope.copy(), multipliers * r.y
+    if on.any():
+        rest = (pulls * slope * ~on) @ r.x
+        held = np.linalg.lstsq(r.x[on] @ r.x[on].T, -r.x[on] @ rest, rcond=None)[0]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            own[on] = np.where(pulls[on] != 0, held / pulls[on], np.nan)
+    return own
 
 
 def _leaky(

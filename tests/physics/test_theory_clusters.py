@@ -318,7 +318,10 @@ def test_imperfect_agreement_and_sliding_clusters(seed, regime):
     limit = observe.limit(got, heading)
     assert np.linalg.norm(limit.value - wanted.neurons((4, 4))) <= limit.error <= 1e-6
     np.testing.assert_allclose(*observe.along(got, clusters.radii)[[0, -1]], rtol=1e-9, atol=1e-7)
-    if regime == "kink":  # orthogonal to what it slides on
+    if regime == "kink":  # orthogonal to what it slides on, with the slopes that hold it there
+        now = observe.multipliers(model, problem, got.end)[[0, -1]]
+        assert 0.3 < now[np.array(found.signs) == 0].min() < 1
+        np.testing.assert_allclose(now, wanted.slopes, rtol=1e-5)
         for neuron, signs in zip((wanted.w, wanted.u), found.signs, strict=True):
             assert np.abs(problem.X[signs == 0] @ neuron).max(initial=0) < 1e-12 * np.abs(wanted.w).max()
 
