@@ -623,7 +623,7 @@ def _plane_plate(out: Path, size: str) -> Plate:
 
 def _agreement_plate(out: Path, size: str) -> Plate:
     fig, axes = plot.figure(1, 3)
-    t = np.geomspace(1e-2, 1e6, 200 if size == "quick" else 600)
+    t = np.geomspace(1e-4, 1e6, 200 if size == "quick" else 600)
     drifts = []
     for scale, color in zip(STARTS, plot.sequence(3), strict=True):
         setup = SetUp("clouds", 10, scale)
@@ -639,6 +639,9 @@ def _agreement_plate(out: Path, size: str) -> Plate:
         apart = np.linalg.norm(w - u, axis=1)
         for column, dashes in ((0, "-"), (1, (0, (3, 2)))):
             axes[2].loglog(t, radii[:, column] / apart, color=color, linestyle=dashes)
+    late = SetUp("clouds", 10, LARGE).by_loss([1e3], 1e-9)
+    assert late.events is not None
+    last = float(late.events.t[-1])
     axes[0].set_title("agreement")
     axes[0].set_ylabel("fraction of kinds and samples")
     axes[1].set_title("$\\beta$ of the regime")
@@ -651,11 +654,11 @@ def _agreement_plate(out: Path, size: str) -> Plate:
     axes[0].legend(title="start", loc="center right")
     for ax in axes:
         ax.set_xlabel("time $t$")
-        ax.set_xticks([1e-2, 1, 1e2, 1e4, 1e6])
+        ax.set_xticks([1e-4, 1e-2, 1, 1e2, 1e4, 1e6])
     return Plate(
         plot.save(fig, out / "agreement")[1],
         "Neural agreement on two Gaussian clouds, 20 neurons, exact flow, time in units of the flow of the mean logistic loss. Left: on how many of the samples all neurons of a kind agree "
-        "(starts of scale 10⁻³, 3 and 30; the last comes to agree too, when log(1/L) is some hundreds). Middle: β where all agree, "
+        f"(starts of scale 10⁻³, 3 and 30; from the last they do when log(1/L) = {last:.0f}, long after these times). Middle: β where all agree, "
         "in units of the inputs; the agreement is perfect there. Right: largest distance of a neuron from the mean of its kind, over the distance of the "
         f"means; once neurons agree the radii themselves stay (drift: {max(drifts):.0e}, relative) and the means grow. "
         "Regimes after arXiv 2101.02533; conservation of the radii ours.",
