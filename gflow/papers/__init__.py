@@ -26,6 +26,7 @@ PAPERS = (
     "even2023",
     "chou2020",
     "braun2022",
+    "sarussi2021",
 )
 #: What ``gflow reproduce`` runs without a name, in its quick size.
 TOUR = ("digits", "saxe2013", "kinks")

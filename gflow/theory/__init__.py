@@ -1,6 +1,6 @@
 """Closed forms beside the trajectories; nothing here runs a solver."""
 
-from gflow.theory import bias, diagonal, effective, exact, factorization, linear, saddles, separable
+from gflow.theory import bias, clusters, diagonal, effective, exact, factorization, linear, saddles, separable
 from gflow.theory.prediction import Hypothesis, Prediction, Refused
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "Prediction",
     "Refused",
     "bias",
+    "clusters",
     "diagonal",
     "effective",
     "exact",
