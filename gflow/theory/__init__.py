@@ -1,6 +1,6 @@
 """Closed forms beside the trajectories; nothing here runs a solver."""
 
-from gflow.theory import bias, diagonal, effective, linear, saddles, separable
+from gflow.theory import bias, diagonal, effective, linear, rank, saddles, separable
 from gflow.theory.prediction import Hypothesis, Prediction, Refused
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "diagonal",
     "effective",
     "linear",
+    "rank",
     "saddles",
     "separable",
 ]
