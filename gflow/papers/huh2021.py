@@ -259,6 +259,11 @@ def random_nets(draws: int) -> RandomNets:
 
     The outputs are those of the last matrix; ReLUs stand between the matrices.
     """
+    with one_thread():
+        return _random_nets(draws)
+
+
+def _random_nets(draws: int) -> RandomNets:
     rng = np.random.default_rng(0)
     x = datasets.whiten(rng.standard_normal((SAMPLES, WIDTH)))
     ranks = np.empty((2, draws, len(NET_DEPTHS)))

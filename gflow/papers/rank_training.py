@@ -95,6 +95,7 @@ class Trained:
     loss: float  # over that of the zero map
     code: str  # how the run ended
     reached: bool  # whether the loss came down to what was asked
+    error: float = 0.0  # of e^ρ, of a flow: its difference from a run at a hundred times its tolerance
 
 
 def least_squares(size: str, advance: Advance) -> list[Trained]:
@@ -113,7 +114,10 @@ def least_squares(size: str, advance: Advance) -> list[Trained]:
 def _train(setting: Setting, start: str, steps: int) -> list[Trained]:
     model, problem, theta0 = setting.model, setting.problem, setting.start(start)
     stop, zero = _stop(model, problem, TRAINED)
-    exact = flow(model, problem, theta0, 1e6, rtol=1e-7, stop=stop, max_steps=100_000)
+    coarse, exact = (
+        flow(model, problem, theta0, 1e6, rtol=rtol, stop=stop, max_steps=100_000) for rtol in (1e-7, 1e-9)
+    )
+    other = np.exp(entropy(model.end_to_end(unbroken(coarse).end)))
     steepest = max(_curvature(Objective(model, problem), theta) for theta in (theta0, exact.end))
     runs: dict[str, Trajectory] = {"flow": exact}
     listed: list[tuple[str, float, int, dict[str, Any]]] = [
@@ -126,13 +130,17 @@ def _train(setting: Setting, start: str, steps: int) -> list[Trained]:
         runs[name] = descend(
             model, problem, theta0, step_size, count, save_every=count // 400, stop=stop, **options
         )
-    return [
-        Trained(
-            setting, start, name, entropy(model.end_to_end(unbroken(run).end)),
-            float(run.loss[-1]) / zero, run.status.code, run.status.code == "stopped",
-        )
-        for name, run in runs.items()
-    ]  # fmt: skip
+    made = []
+    for name, run in runs.items():
+        rank = entropy(model.end_to_end(unbroken(run).end))
+        error = abs(float(np.exp(rank) - other)) if name == "flow" else 0.0
+        made.append(
+            Trained(
+                setting, start, name, rank, float(run.loss[-1]) / zero, run.status.code,
+                run.status.code == "stopped", error,
+            )
+        )  # fmt: skip
+    return made
 
 
 def _curvature(objective: Objective, theta: Array) -> float:
@@ -175,10 +183,14 @@ def linear_observations(runs: list[Trained]) -> list[Observation]:
             ranks = {o: [mean_rank(runs, teacher, start, o, d)[0] for d in depths] for o in OPTIMIZERS}
             ends = ", ".join(f"{o} {values[-1]:.3g}" for o, values in ranks.items() if o != "flow")
             path = ", ".join(f"{d}: {value:.3g}" for d, value in zip(depths, ranks["flow"], strict=True))
+            error = max(
+                r.error for r in runs
+                if (r.setting.teacher, r.start, r.setting.depth) == (teacher, start, depths[-1])
+            )  # fmt: skip
             listed.append(
                 Observation(
                     f"teacher of rank {teacher}, start {start}: e^ρ after training at depth {depths[-1]}, flow",
-                    ranks["flow"][-1], 1e-4 * ranks["flow"][-1],
+                    ranks["flow"][-1], error,
                     f"by depth {path}; at the deepest {ends}; least-norm interpolator {least:.3g}; {seeds} seed(s)",
                     REFERENCE,
                 )
