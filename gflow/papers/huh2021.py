@@ -321,7 +321,7 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
         "Gaussian layers the rank falls with the depth for every optimiser, to about that of the least-norm interpolator; from "
         "balanced layers whose product keeps its size at all depths it does not: the bias there comes with the start. "
         "Over-parametrising the first layer of a ReLU network by a product lowers its rank everywhere; the error on new "
-        "samples follows where the labels see few directions, but not on the digits at this small size.",
+        "samples hardly follows at this size: it falls a little where the labels see two directions, and not on the digits.",
     )
     listed = claims(size)
     for i, (claim, expected) in enumerate(listed):
@@ -462,7 +462,7 @@ def _training_plate(out: Path, runs: list[Trained]) -> Plate:
                 ax.set_title(f"start: {start}")
             else:
                 ax.set_xlabel("depth $N$ (matrices)")
-            ax.set_ylabel(f"rank $e^\\rho$, teacher of rank {teacher}" if start == training.STARTS[0] else "")
+            ax.set_ylabel(f"rank $e^\\rho$ (teacher: {teacher})" if start == training.STARTS[0] else "")
     handles = [
         *(
             Line2D([], [], color=_COLORS[o], marker=_MARKERS[o], linewidth=0.8, label=o)
@@ -476,7 +476,7 @@ def _training_plate(out: Path, runs: list[Trained]) -> Plate:
         plot.save(fig, out / "training")[1],
         f"Effective rank of the end-to-end map of linear networks ({training.WIDTH} × {training.WIDTH}) trained on "
         f"{training.SAMPLES} samples to {training.TRAINED:g} of the loss of the zero map, against depth; open marks: not "
-        f"all runs came so far. Rows: teacher of rank {training.TEACHERS[0]} and of full rank. Columns: layers N(0, 1/n); the "
+        f"all runs came so far. Rows: teacher of rank {training.TEACHERS[0]} and of full rank, {training.TEACHERS[1]}. Columns: layers N(0, 1/n); the "
         "same with a tenth of the end-to-end size at every depth; balanced orthogonal layers with W(0) orthogonal of "
         f"size {training.SIZE:g} at every depth. Mean of {len(seeds)} seed(s). Dotted: the interpolator of least norm. After "
         "arXiv 2103.10427.",
