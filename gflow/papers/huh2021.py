@@ -365,8 +365,9 @@ def _products_plate(out: Path) -> Plate:
             ranks = drawn.ranks(power)
             error = ranks.std(axis=0, ddof=1) / np.sqrt(len(ranks))
             left.errorbar(
-                depths, ranks.mean(axis=0), error, color=color, linestyle="none", marker=marker, markersize=2.6,
-                elinewidth=0.6, markerfacecolor=color if n == SIZE else "white", markeredgewidth=0.6,
+                depths, ranks.mean(axis=0), error, color=color, linestyle="none", marker=marker,
+                markersize=2.2 if n == SIZE else 4.5, elinewidth=0.6, markeredgewidth=0.6,
+                markerfacecolor=color if n == SIZE else "white",
             )  # fmt: skip
     left.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
     left.set_yticks([0.05, 0.1, 0.2, 0.5, 1.0], ["0.05", "0.1", "0.2", "0.5", "1"])
@@ -374,8 +375,8 @@ def _products_plate(out: Path) -> Plate:
     left.set_xlabel("depth $d$ (matrices)")
     left.set_ylabel("effective rank $e^\\rho / n$")
     sizes = [
-        Line2D([], [], color="0.3", linestyle="none", marker="o", markersize=2.6, label=f"drawn, n = {SIZE}"),
-        Line2D([], [], color="0.3", linestyle="none", marker="s", markersize=2.6, markerfacecolor="white",
+        Line2D([], [], color="0.3", linestyle="none", marker="o", markersize=2.2, label=f"drawn, n = {SIZE}"),
+        Line2D([], [], color="0.3", linestyle="none", marker="s", markersize=4.5, markerfacecolor="white",
                markeredgewidth=0.6, label=f"drawn, n = {SMALL}"),
     ]  # fmt: skip
     left.legend(handles=[*left.get_lines()[:1], *left.get_lines()[3:4], *sizes], loc="lower left")
