@@ -27,6 +27,7 @@ PAPERS = (
     "chou2020",
     "braun2022",
     "sarussi2021",
+    "huh2021",
 )
 #: What ``gflow reproduce`` runs without a name, in its quick size.
 TOUR = ("digits", "saxe2013", "kinks")

@@ -1,6 +1,17 @@
 """Closed forms beside the trajectories; nothing here runs a solver."""
 
-from gflow.theory import bias, clusters, diagonal, effective, exact, factorization, linear, saddles, separable
+from gflow.theory import (
+    bias,
+    clusters,
+    diagonal,
+    effective,
+    exact,
+    factorization,
+    linear,
+    rank,
+    saddles,
+    separable,
+)
 from gflow.theory.prediction import Hypothesis, Prediction, Refused
 
 __all__ = [
@@ -14,6 +25,7 @@ __all__ = [
     "exact",
     "factorization",
     "linear",
+    "rank",
     "saddles",
     "separable",
 ]
