@@ -1,16 +1,29 @@
 """Closed forms beside the trajectories; nothing here runs a solver."""
 
-from gflow.theory import bias, diagonal, effective, linear, saddles, separable
+from gflow.theory import (
+    alignment,
+    bias,
+    diagonal,
+    effective,
+    linear,
+    orthogonal,
+    saddles,
+    separable,
+    threshold,
+)
 from gflow.theory.prediction import Hypothesis, Prediction, Refused
 
 __all__ = [
     "Hypothesis",
     "Prediction",
     "Refused",
+    "alignment",
     "bias",
     "diagonal",
     "effective",
     "linear",
+    "orthogonal",
     "saddles",
     "separable",
+    "threshold",
 ]
