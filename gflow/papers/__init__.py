@@ -16,7 +16,17 @@ from gflow._check import one_of
 from gflow.report import Section
 
 #: Names on the command line, in the order of the README.
-PAPERS = ("digits", "saxe2013", "kinks", "woodworth2020", "pesme2021", "pesme2023", "even2023")
+PAPERS = (
+    "digits",
+    "saxe2013",
+    "kinks",
+    "woodworth2020",
+    "pesme2021",
+    "pesme2023",
+    "even2023",
+    "boursier2024",
+    "boursier2024early",
+)
 #: What ``gflow reproduce`` runs without a name, in its quick size.
 TOUR = ("digits", "saxe2013", "kinks")
 SIZES = ("quick", "full")
