@@ -85,7 +85,7 @@ class SetUp:
     @cached_property
     def line(self) -> Array:
         """b, the least-squares fit."""
-        return np.linalg.lstsq(self.problem.X, self.problem.Y[:, 0], rcond=None)[0]
+        return np.asarray(np.linalg.lstsq(self.problem.X, self.problem.Y[:, 0], rcond=None)[0], np.float64)
 
     @property
     def fit_loss(self) -> float:
@@ -278,9 +278,8 @@ def angles(size: str) -> Swept:
         vectors = setup.landscape.attractors(1) + setup.landscape.attractors(-1)
         for j, path in enumerate(setup.paths):
             if not path.dead:
-                which[j] = int(
-                    np.argmax([e.direction @ path.limit if e.attracts == path.sign else -2 for e in vectors])
-                )
+                fit = [float(e.direction @ path.limit) * (e.attracts == path.sign) for e in vectors]
+                which[j] = int(np.argmax(fit))
     return scales, np.array(found), which
 
 
@@ -377,9 +376,10 @@ def _polar_plate(out: Path) -> Plate:
             normal = np.arctan2(x[0], -x[1])
             for turn in (normal, normal + np.pi):
                 ax.plot([turn, turn], [0, 1.05], color="0.85", linewidth=0.6, zorder=1)
-        for e in setup.landscape.attractors(1):
-            at = np.arctan2(e.direction[1], e.direction[0])
-            ax.plot([at, at], [0, 1.05], color="k", linestyle="--", linewidth=0.8, zorder=2)
+        (e,) = setup.landscape.attractors(1)
+        for vector, line in ((e.vector, "--"), (setup.line, ":")):
+            at = np.arctan2(vector[1], vector[0])
+            ax.plot([at, at], [0, 1.05], color="k", linestyle=line, linewidth=0.8, zorder=2)
         for sign, color in ((1, "C0"), (-1, "C1")):
             mine = sign * a > 0
             ax.plot(
@@ -398,13 +398,14 @@ def _polar_plate(out: Path) -> Plate:
         Line2D([], [], color="C0", marker="o", linestyle="none", label="$a_j > 0$"),
         Line2D([], [], color="C1", marker="o", linestyle="none", label="$a_j < 0$"),
         Line2D([], [], color="k", linestyle="--", linewidth=0.8, label="extremal vector"),
+        Line2D([], [], color="k", linestyle=":", linewidth=0.8, label="least squares"),
         Line2D([], [], color="0.85", label="kinks"),
     ]
-    fig.legend(handles=handles, loc="outside lower center", ncols=4)
+    fig.legend(handles=handles, loc="outside lower center", ncols=5)
     return Plate(
         plot.save(fig, out / "polar")[1],
         f"Neurons as points of angle arg w_j and radius |a_j| (over the largest), {setup.width} of them, λ = {SMALL_START:g}, on the "
-        "authors' three points in one dimension with a bias. Grey: the samples' kinks; dashed: the only extremal vector that attracts. After the "
+        "authors' three points in one dimension with a bias. Grey: the samples' kinks; dashed: the only extremal vector that attracts; dotted: the least-squares line. After the "
         "polar figures of arXiv 2401.10791.",
     )
 
@@ -416,7 +417,7 @@ def _function_plate(out: Path) -> Plate:
     grid = np.column_stack([x, np.ones_like(x)])
     dense = np.geomspace(0.1, 300.0, 400)
     run = setup.flow([0.0, *dense])
-    levels = [np.searchsorted(-run.loss, -level) for level in (0.6, 0.3, 0.2)]
+    levels = [int(np.searchsorted(-run.loss, -level)) for level in (0.6, 0.3, 0.2)]
     shown = [*levels, len(run.t) - 1]
     for i, color in zip(shown, plot.sequence(len(shown)), strict=True):
         left.plot(
@@ -426,7 +427,7 @@ def _function_plate(out: Path) -> Plate:
     left.plot(setup.problem.X[:, 0], setup.problem.Y[:, 0], "o", color="C1", markersize=4, zorder=5)
     left.set_xlabel("$x$")
     left.set_ylabel("$h(x)$")
-    left.set_ylim(-0.3, 1.6)
+    left.set_ylim(-0.1, 2.0)
     left.legend(loc="upper center", ncols=2)
     right.semilogx(run.t[1:], run.loss[1:], label=f"$\\lambda = {SMALL_START:g}$")
     large = SetUp("authors", 0.5)
@@ -473,9 +474,13 @@ def _angles_plate(out: Path, swept: Swept) -> Plate:
     w = setup.model.first_layer(run.theta)
     vectors = land.attractors(1) + land.attractors(-1)
     fine = np.linspace(0.0, setup.tau, 300)
+    cones = [k for k in np.unique(which[which >= 0]) if not vectors[k].kinks]
+    colours = {
+        k: f"C{i}" for i, k in enumerate(cones)
+    }  # those in cones have one each, those on kinks share one
     for j in range(0, setup.width, 4):
         path = setup.paths[j]
-        color = "0.6" if path.dead else f"C{which[j] % 7}"
+        color = "0.7" if path.dead else colours.get(which[j], "C6")
         track, _ = path.at(fine)
         left.plot(fine, _degrees(track), color=color, linewidth=0.5)
         left.plot(times, _degrees(w[:, j]), ".", color=color, markersize=1.5)
@@ -484,19 +489,25 @@ def _angles_plate(out: Path, swept: Swept) -> Plate:
     left.set_ylim(-185, 185)
     left.set_yticks([-180, -90, 0, 90, 180])
     handles = []
-    for k in np.unique(which[which >= 0]):
-        e, color = vectors[k], f"C{k % 7}"
+    for k in cones:
+        e, color = vectors[k], colours[k]
         largest = found[:, which == k].max(axis=1)
-        right.loglog(scales, np.maximum(largest, 1e-12), "o", color=color)
-        label = f"$a_j {'>' if e.attracts > 0 else '<'} 0$, " + ("on a kink" if e.kinks else "in a cone")
-        if not e.kinks:
-            power = EPSILON * np.linalg.norm(e.vector) / land.largest
-            right.loglog(scales, largest[-1] * (scales / scales[-1]) ** power, color=color, linewidth=0.8)
-            label += f": $\\lambda^{{{power:.2f}}}$"
+        right.loglog(scales, largest, "o", color=color)
+        power = EPSILON * np.linalg.norm(e.vector) / land.largest
+        right.loglog(scales, largest[-1] * (scales / scales[-1]) ** power, color=color, linewidth=0.8)
+        label = f"in a cone, $a_j {'>' if e.attracts > 0 else '<'} 0$: $\\lambda^{{{power:.3f}}}$"
         handles.append(Line2D([], [], color=color, marker="o", linewidth=0.8, label=label))
+    kinked = (which >= 0) & ~np.isin(which, cones)
+    if kinked.any():
+        largest = np.maximum(found[:, kinked].max(axis=1), 1e-12)
+        right.loglog(scales, largest, "s", color="C6", markersize=2.5)
+        handles.append(
+            Line2D([], [], color="C6", marker="s", linestyle="none", markersize=2.5, label="on kinks")
+        )
+    right.set_ylim(1e-13, 1e1)
     right.set_xlabel("scale $\\lambda$ of the start")
     right.set_ylabel("largest angle at $\\tau$ (radians)")
-    right.legend(handles=handles, loc="lower right")
+    right.legend(handles=handles, loc="center right")
     return Plate(
         plot.save(fig, out / "alignment")[1],
         f"Early alignment on six random points in the plane. Left: directions of neurons up to τ, λ = {setup.scale:g}: closed-form "
