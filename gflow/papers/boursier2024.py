@@ -2,7 +2,8 @@
 arXiv 2410.02348.
 
 L = 1/(2n) Σ (h(x_i) − y_i)²: gflow's own factor.  Labels x_1 + η with η ~ N(0, 0.3²), Gaussian inputs with
-|x_1| > 0.3 (the theorem's margin), 40 neurons, |a_j| ≥ ‖w_j‖ at the start, of size λ/√m with λ = 1e-3.  The theorem's
+|x_1| > 0.3 (the theorem's margin), 40 neurons, |a_j| ≥ ‖w_j‖ at the start, of size λ/√m with λ = 1e-3: with equality
+in the threshold's figure, since a neuron with |a| > ‖w‖ may reach w = 0, where the flow is not unique.  The theorem's
 rates in n and λ are not used: :func:`gflow.theory.threshold.limit` measures what they are there for.  Train and test losses
 are shown as 2 L, in units of σ².
 """
@@ -66,6 +67,7 @@ class SetUp:
     sigma: float = SIGMA
     width: int = WIDTH
     scale: float = SCALE
+    kind: str = "dominated"
 
     @cached_property
     def problem(self) -> Problem:
@@ -77,7 +79,7 @@ class SetUp:
 
     @property
     def theta0(self) -> Array:
-        return self.model.init("dominated", self.scale / np.sqrt(self.width), rng=self.start)
+        return self.model.init(self.kind, self.scale / np.sqrt(self.width), rng=self.start)
 
     @property
     def teacher(self) -> Array:
@@ -186,7 +188,7 @@ def cell(d: int, n: int, seed: int, max_steps: int = STEPS["quick"], rtol: float
         two fits on the way (:meth:`SetUp.distance`), and when; ``steps``; ``inconsistent``: share of samples on another side of a fit; ``misaligned``: largest
         share of wrong sides at the end of early alignment.
     """
-    setup = SetUp(d, n, seed, 1000 + seed)
+    setup = SetUp(d, n, seed, 1000 + seed, kind="balanced")
     try:
         fits = setup.fits
     except ValueError:  # too few samples in a half
@@ -271,7 +273,7 @@ def cells(
     """All runs of the figure; those that are finished are kept in ``out / "cells"`` and not run again."""
     found, listed = {}, grid(size)
     common = {
-        "gflow": versions()["gflow"], "sigma": SIGMA, "margin": MARGIN, "width": WIDTH, "scale": SCALE, "rtol": RTOL,
+        "gflow": versions()["gflow"], "sigma": SIGMA, "margin": MARGIN, "width": WIDTH, "scale": SCALE, "start": "balanced", "rtol": RTOL,
         "max_steps": STEPS[size],
     }  # fmt: skip
     work = np.cumsum([n + 30.0 for _, n, _ in listed])
