@@ -122,7 +122,7 @@ def ends_in_two_fits(setup: SetUp, rtol: float, respect_hypotheses: bool = True)
     def below(t: float, theta: Array) -> bool:
         return objective.loss(theta) < BELOW * fits.loss
 
-    run = setup.flow(rtol, stop=below, max_steps=50_000)
+    run = setup.flow(rtol, stop=below, max_steps=10_000)
     fallen = run.outcome.code == "stopped"  # it will not come back: the loss never rises
     far = (1 - BELOW) * fits.loss if fallen else abs(objective.loss(run.end) - fits.loss)
     off = Conclusion("|L − (RSS₊ + RSS₋) / (2n)| in the limit, or a lower bound of it", far, LOSS)

@@ -172,7 +172,7 @@ def ends_in_least_squares(setup: SetUp, rtol: float, respect_hypotheses: bool = 
     def below(t: float, theta: Array) -> bool:
         return objective.loss(theta) < BELOW * setup.fit_loss
 
-    run = setup.flow(np.inf, rtol, stop=below, max_steps=50_000)
+    run = setup.flow(np.inf, rtol, stop=below, max_steps=10_000)
     fallen = run.outcome.code == "stopped"  # it will not come back: the loss never rises
     far = (1 - BELOW) * setup.fit_loss if fallen else abs(objective.loss(run.end) - setup.fit_loss)
     off = Conclusion("|L − RSS/n| in the limit, or a lower bound of it", far, LOSS)

@@ -40,6 +40,8 @@ ON_KINK = 1e-10
 _ZERO = 1e-12
 #: ... and 1 − |cos| below which w points against its pull, and by which |a| may exceed ‖w‖ in a balanced neuron.
 _LINE = 1e-12
+#: Events of one path per hyperplane beyond which it has no end; a direction climbs the potential and meets few twice.
+_EVENTS = 100
 #: Largest number of candidates that an enumeration goes through.
 MOST = 4_000_000
 #: M²A / D_max up to which a start counts as small.
@@ -490,6 +492,8 @@ class Path:
             w, a, t = after, float(size), t + wait
             on = on.copy()
             on[hit] = True
+            if len(pieces) > _EVENTS * len(on):
+                raise RuntimeError(f"the neuron from w = {pieces[0].w} has met hyperplanes without end")
 
 
 def in_cone(w: ArrayLike, a: float, pull: ArrayLike, t: ArrayLike) -> tuple[Array, Array]:
