@@ -49,7 +49,7 @@ BELOW = 0.9
 #: 2 L / σ² below which a run interpolates, and the relative distance from the two fits' loss of one that ends there.
 INTERPOLATED, FITTED = 1e-6, 1e-6
 #: Steps after which a run of the figure is given up, and its tolerance.
-STEPS, RTOL = {"quick": 20_000, "full": 40_000}, 1e-8
+STEPS, RTOL = 20_000, 1e-8
 OUTCOMES = ("two fits", "between", "undecided", "interpolates")
 #: Data seed and start of the plateau that is left, and a start that stays.
 LEAVES, STAYS = (1, 4), (1, 0)
@@ -176,7 +176,7 @@ def claims(size: str) -> list[tuple[Claim, str]]:
 # ---- the threshold -------------------------------------------------------------------------------------------
 
 
-def cell(d: int, n: int, seed: int, max_steps: int = STEPS["quick"], rtol: float = RTOL) -> dict[str, float]:
+def cell(d: int, n: int, seed: int, max_steps: int = STEPS, rtol: float = RTOL) -> dict[str, float]:
     """One data set and one start: where the flow goes.
 
     Returns
@@ -274,12 +274,12 @@ def cells(
     found, listed = {}, grid(size)
     common = {
         "gflow": versions()["gflow"], "sigma": SIGMA, "margin": MARGIN, "width": WIDTH, "scale": SCALE, "start": "balanced", "rtol": RTOL,
-        "max_steps": STEPS[size],
+        "max_steps": STEPS,
     }  # fmt: skip
     work = np.cumsum([n + 30.0 for _, n, _ in listed])
     for (d, n, seed), done in zip(listed, work, strict=True):
         key = {**common, "d": d, "n": n, "seed": seed}
-        found[d, n, seed] = kept(out / "cells", key, partial(cell, d, n, seed, STEPS[size]))
+        found[d, n, seed] = kept(out / "cells", key, partial(cell, d, n, seed))
         advance(float(done / work[-1]), f"d = {d}, n = {n}, seed {seed}")
     return found
 

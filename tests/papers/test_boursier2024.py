@@ -42,7 +42,7 @@ def test_finished_cells_are_kept_and_others_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(paper, "grid", lambda size: listed)
     ran = []
 
-    def cell(d, n, seed, max_steps):
+    def cell(d, n, seed):
         if seed == 2 and len(ran) == 2:
             ran.append("interrupt")
             raise KeyboardInterrupt
@@ -57,10 +57,11 @@ def test_finished_cells_are_kept_and_others_run_again(tmp_path, monkeypatch):
     assert ran == [0, 1, "interrupt", 2]
     assert [found[key]["train"] for key in listed] == [0.0, 1.0, 2.0] and fractions[-1] == 1.0
     assert np.isnan(found[listed[0]]["fits_train"])
-    paper.cells(tmp_path, "full", lambda fraction, note: None)  # more steps: another key
+    monkeypatch.setattr(paper, "STEPS", 7)
+    paper.cells(tmp_path, "quick", lambda fraction, note: None)
     assert ran[4:] == [0, 1, 2]
     kept = json.loads((tmp_path / "cells" / "d5-n20-seed1.json").read_text())
-    assert kept["key"]["max_steps"] == paper.STEPS["full"] and "gflow" in kept["key"]
+    assert kept["key"]["max_steps"] == 7 and "gflow" in kept["key"]
 
 
 def test_a_plateau_at_the_two_fits_is_left():
