@@ -644,9 +644,9 @@ def early(
     land = landscape(problem, model.slope)
     speed = float(np.linalg.norm(land.of_signs(land.signs(w)), axis=-1).max())
     mass = float(np.sum(a**2))
-    paths = [land.path(*one) for one in zip(w, a, strict=True)] if start.holds else []
 
     def formula(t: Array) -> Array:
+        paths = [land.path(*one) for one in zip(w, a, strict=True)]
         found = np.stack([path.at(t)[0] for path in paths], axis=1)
         return found / np.linalg.norm(found, axis=2, keepdims=True)
 

@@ -291,6 +291,26 @@ def test_landscapes_too_large_to_enumerate_say_so():
         _ = land.extremal
 
 
+def test_what_the_landscape_is_not_made_for():
+    problem, model = random_problem(5, 3), TwoLayerReLU(3, 4)
+    two = Problem(problem.X, np.ones((5, 2)))
+    for run, words in (
+        (lambda: alignment.landscape(two), "one output"),
+        (lambda: alignment.landscape(problem, slope=-0.1), "slope"),
+        (lambda: alignment.landscape(problem, outputs=np.ones(4)), "outputs"),
+        (lambda: alignment.sweep(problem), "two inputs"),
+        (lambda: alignment.curvature(Problem(problem.X, np.ones(5), loss="exponential")), "bounded second"),
+        (lambda: alignment.early(TwoLayerReLU(3, 4, train_outer=False), problem, np.ones(16)), "both layers"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run()
+    short = model.pack([np.ones((4, 3)), np.full((1, 4), 1e-3)])
+    with pytest.raises(Refused, match="at the start"):
+        alignment.early(model, problem, short, small=np.inf).predict(1.0)
+    with pytest.raises(ValueError, match="a must be at least"):
+        alignment.early(model, problem, short, force=True).predict(1.0)
+
+
 # ---- the two half-data fits ----------------------------------------------------------------------------------
 
 
