@@ -454,10 +454,10 @@ def _limits_plate(out: Path, limits: dict[str, Limits]) -> Plate:
         ax.semilogx(scales[seen], losses[seen], "o", color=color, label=names[data])
         ax.semilogx(scales[~seen], losses[~seen], "o", color=color, markerfacecolor="none")
     ax.axhline(1.0, color="0.4", linestyle=":", linewidth=0.8)
-    ax.set_ylim(-0.05, 1.2)
+    ax.set_ylim(-0.05, 1.4)
     ax.set_xlabel("scale $\\lambda$ of the start")
     ax.set_ylabel("loss at $t = \\infty$ (RSS$/n$)")
-    ax.legend(loc="lower left")
+    ax.legend(loc="upper right")
     return Plate(
         plot.save(fig, out / "limits")[1],
         "The two edges: the loss in the limit against the scale of the start, 100 neurons. Small starts end in the least-squares line's "
