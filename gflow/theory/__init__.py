@@ -1,6 +1,7 @@
 """Closed forms beside the trajectories; nothing here runs a solver."""
 
 from gflow.theory import (
+    alignment,
     bias,
     clusters,
     diagonal,
@@ -8,9 +9,11 @@ from gflow.theory import (
     exact,
     factorization,
     linear,
+    orthogonal,
     rank,
     saddles,
     separable,
+    threshold,
 )
 from gflow.theory.prediction import Hypothesis, Prediction, Refused
 
@@ -18,6 +21,7 @@ __all__ = [
     "Hypothesis",
     "Prediction",
     "Refused",
+    "alignment",
     "bias",
     "clusters",
     "diagonal",
@@ -25,7 +29,9 @@ __all__ = [
     "exact",
     "factorization",
     "linear",
+    "orthogonal",
     "rank",
     "saddles",
     "separable",
+    "threshold",
 ]
