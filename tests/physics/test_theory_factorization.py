@@ -203,12 +203,22 @@ def test_zero_and_negative_eigenvalues_decay_as_the_laws_say(depth):
         assert np.all(d[some] <= law[some] * (1 + 1e-9))
         late = law[(t > 20) & some] / d[(t > 20) & some]
         np.testing.assert_allclose(late, late[-1], rtol=0.2)  # the law, up to a constant
+        assert theory.decay(0.0, lam, 0.4, depth) == 0.4
         if depth > 2:
             assert law[-1] == pytest.approx(d[-1], rel=0.05 if lam else 1e-9)
         eta = 0.9 * float(theory.monotone_step(lam, 0.4, depth))
         steps = iterate(np.array([lam]), 0.4, eta, depth, 500)[:, 0]
         flow = mode_strength(eta * np.arange(501), lam, 0.4**depth, depth) ** (1 / depth)
         assert np.all(steps <= flow * (1 + 1e-11))  # descent is ahead
+
+
+def test_laws_of_decay_neither_under_nor_overflow():
+    assert theory.decay(5.0, 0.0, 1e-120, 5) == 1e-120
+    assert theory.decay(1.0, -1.0, 1e-200, 2) == pytest.approx(1e-200 / np.e, rel=1e-12)
+    for depth in (2, 3, 6):  # from far above, what is left of the start is nothing
+        assert theory.decay(3.0, 0.0, 1e200, depth) == pytest.approx(
+            (3 * (2 * depth - 2)) ** (-1 / (2 * depth - 2)), rel=1e-12
+        )
 
 
 @pytest.mark.parametrize("lam", [2.0, 0.3, -0.4, -1.5])
@@ -333,10 +343,22 @@ def test_an_interval_of_steps_holds_whole_numbers_and_one_of_times_any():
         (lambda: theory.plateaus([1.0, 2.0]), "spectrum must hold eigenvalues in descending order"),
         (lambda: theory.rank_bounds([1.0, -1.0], 2, 0.1, 0.1), "count must be at most 1"),
         (lambda: theory.rank_bounds([1.0, 0.5], 1, 1.5, 0.1), "delta must be below the largest"),
-        (lambda: theory.rank_bounds([1.0, 0.5], 1, 0.1, -0.1), "rho must hold numbers >= 0"),
+        (lambda: theory.rank_bounds([1.0, 0.5], 1, 0.1, -0.1), "rho must be finite numbers >= 0; got -0.1"),
         (lambda: theory.rank_interval([1.0, 0.5], 1, 1.1, 2, 0.1, 0.1), "alpha must be below"),
         (lambda: theory.rank_interval([1.0, 0.5], 1, 0.1, 2, 2.0, 0.1), "delta must lie between"),
         (lambda: theory.rank_interval([1.0, 0.5], 1, 0.1, 2, 0.1, 0.1, 0.9), "step_size must be at most"),
+        (lambda: theory.common_step([np.nan], 0.1, 2), r"spectrum must be finite; spectrum\[0\] is nan"),
+        (lambda: theory.common_step([1.0], 1e300, 2), "a step size that floating point holds; .* 1e\\+300 has 0"),
+        (lambda: theory.monotone_step(0.0, 1e-200, 3), "a step size that floating point holds; .* 1e-200 has inf"),
+        (lambda: theory.monotone_step(np.nan, 0.1, 2), "target must be finite numbers; got nan"),
+        (lambda: theory.stable_step(np.nan, 2), "target must be finite numbers; got nan"),
+        (lambda: theory.step_bounds(0.5, 1.0, 1e-200, 0.1, 2), "alpha must have a power .* 1e-200.2 = 0"),
+        (lambda: theory.step_bounds([0.5, 0.6], [1.0] * 3, 0.1, 0.1, 2), "goal and target must have shapes"),
+        (lambda: theory.decay(-1.0, 0.0, 0.1, 2), "t must be finite numbers >= 0; got -1"),
+        (lambda: theory.decay(1.0, np.nan, 0.1, 2), "target must be finite numbers; got nan"),
+        (lambda: theory.rank_bounds([1.0, 0.5], 1, [0.1, 0.1], 0.1), r"delta must be a number or have shape \(1,\)"),
+        (lambda: theory.rank_bounds([1.0, 0.5], 1, 0.1, np.nan), "rho must be finite numbers >= 0; got nan"),
+        (lambda: theory.rounding_growth([[0.1]], 3.0, 2, 0.1), "spectrum must have shape"),
     ],
 )  # fmt: skip
 def test_numbers_outside_of_their_range_are_named(call, message):
