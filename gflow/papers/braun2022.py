@@ -472,7 +472,7 @@ def widths(size: str) -> tuple[int, ...]:
 @cache
 def distances(hidden: int, size: str) -> Array:
     """That distance (2, S) at two tolerances, for some random starts."""
-    starts = range(5 if size == "quick" else 20)
+    starts = range(5 if size == "quick" else 10)
     return np.array([[Wide(hidden, draw=i).distance(rtol) for i in starts] for rtol in (1e-8, 1e-6)])
 
 

@@ -162,10 +162,10 @@ def step_bounds(
     Notes
     -----
     With T1 the flow's time below d* (see the module), T2 above:
-    T1/η + (T2/η)(1 − ηL2) ≤ k ≤ (T1/η)(1 + ηL1) + T2/η + 2, L1 = max w' on the way below d*,
-    L2 = N λ^(2 − 2/N).  The 2 is for rounding up and for the step across d*, and a 1 where there is none.  That step
-    costs the lower bound nothing: at speed w(d) or more it takes no longer than its share of η below d*, and of
-    η / (1 − ηL2) above.
+    T1/η + (T2/η)(1 − ηL2) ≤ k ≤ (T1/η)(1 + ηL1) + T2/η + 1, L1 = max w' on the way below d*,
+    L2 = N λ^(2 − 2/N); the 1 is for rounding up.  The step from d across d*, with a share u of it below, takes a time
+    a below and b above for which a + (1 − ηL2) b ≤ η ≤ (1 + ηL1) a + b: there w lies between w(d) and
+    w(d*) ≤ (1 + u ηL1) w(d), above it is at least (1 − ηL2) w(d).
     """
     n, eta = _depth(depth), positive("step_size", step_size)
     start = _start(alpha, n)
@@ -182,9 +182,8 @@ def step_bounds(
     below, above = mode_time(start, turn, lam, n), mode_time(turn, end, lam, n)
     steepest = np.clip((n - 2) * lam / (2 * (2 * n - 1)), start, turn)  # where w' is largest
     slope = (n - 1) * lam * steepest ** (1 - 2 / n) - (2 * n - 1) * steepest ** (2 - 2 / n)
-    across = (below > 0) & (above > 0)
     lower = below / eta + above / eta * (1 - eta / limit)
-    upper = below / eta * (1 + eta * np.maximum(slope, 0.0)) + above / eta + 1 + across
+    upper = below / eta * (1 + eta * np.maximum(slope, 0.0)) + above / eta + 1
     return np.maximum(lower, 0.0)[()], upper[()]
 
 

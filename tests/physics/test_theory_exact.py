@@ -16,6 +16,7 @@ from gflow.problem import Problem
 from gflow.theory.linear import mode_strength, riccati, riccati_matrix, unbalanced_mode
 from gflow.theory.prediction import Refused
 
+ORTHOGONAL = np.linalg.qr(np.random.default_rng(20).standard_normal((4, 4)))[0]
 SHAPES = [(4, 4, 4), (4, 6, 4), (3, 5, 5), (5, 7, 3), (5, 10, 2)]  # d, h, k
 
 
@@ -446,6 +447,7 @@ def test_imbalanced_starts_keep_the_end_to_end_map(kind):
         (lambda: theory.factor_values(1.0, np.nan), "balance must be a finite number; got nan"),
         (lambda: theory.limit(np.eye(3), 0.0, -1), "hidden must be a whole number >= 1; got -1"),
         (lambda: theory.limit(np.eye(3), 0.0, 2), "the limit depends on the start: number 2 is 1"),
+        (lambda: theory.limit(1.3 * ORTHOGONAL, 0.0, 2), "the limit depends on the start: number 2 is 1.3"),
         (lambda: theory.limit(np.ones((3, 1)), 2.0, 2), "the limit depends on the start: number 2 is 1"),
         (lambda: theory.tangent_kernel(np.eye(3), np.ones((4, 3))), "qq must have shape"),
         (

@@ -122,6 +122,16 @@ def test_instability_is_the_least_eigenvalue_of_the_hessian(depth):
         assert least == pytest.approx(min(-rate, within.min()), rel=1e-8)
 
 
+@pytest.mark.parametrize("depth", [2, 3, 5])
+def test_a_single_eigenvalue_leaves_by_the_difference_of_its_factors(depth):
+    deep, problem = DeepLinear((1,) * (depth + 1)), Problem.factorization([[-0.7]])
+    for d in (0.3, 0.6, 1.1):
+        rate = theory.instability([[d]], [-0.7], depth)[0]
+        assert rate == pytest.approx((d**depth + 0.7) * d ** (depth - 2), rel=1e-14)
+        least = observe.smallest_eigenvalue(deep, problem, np.full(depth, d))
+        assert least == pytest.approx(-rate, rel=1e-8)
+
+
 # ---- step sizes ----------------------------------------------------------------------------------------------
 
 
@@ -186,6 +196,20 @@ def test_step_bounds_hold_for_random_cases_and_meet_for_small_steps():
         assert lower <= k <= upper
         if k > 200:  # the flow's time
             assert k * eta == pytest.approx(float(mode_time(start, goal, lam, depth)), rel=0.1)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4, 7])
+@pytest.mark.parametrize("start", [1e-6, 0.02, 0.12, 0.3])
+def test_the_upper_bound_holds_the_steepest_rise_of_the_speed_on_the_way(depth, start):
+    lam = 1.7
+    goal = 0.99 * lam * (depth - 1) / (2 * depth - 1)  # just below the inflection
+    alpha, eta = (start * lam) ** (1 / depth), 0.5 / (depth * lam ** (2 - 2 / depth))
+    d = np.linspace(alpha, goal ** (1 / depth), 20001)
+    rise = (depth - 1) * lam * d ** (depth - 2) - (2 * depth - 1) * d ** (2 * depth - 2)
+    flow = float(mode_time(alpha**depth, goal, lam, depth))
+    lower, upper = theory.step_bounds(goal, lam, alpha, eta, depth)
+    assert lower == pytest.approx(flow / eta, rel=1e-12)
+    assert ((upper - 1) * eta / flow - 1) / eta == pytest.approx(rise.max(), rel=1e-6)
 
 
 # ---- eigenvalues that are not learned ------------------------------------------------------------------------
