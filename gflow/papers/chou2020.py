@@ -248,8 +248,7 @@ def ranks(
     last = int(np.ceil(1.5 * max(i.start for i in intervals)))
     run = setup.matrices(last)
     w = setup.model.end_to_end(run.theta)
-    sizes = np.linalg.svd(w, compute_uv=False)
-    rank = sizes.sum(axis=1) / sizes[:, 0]
+    rank = _ranks(np.linalg.svd(w, compute_uv=False))
     u = setup.vectors
     conclusions = []
     for i in intervals:

@@ -29,7 +29,16 @@ from numpy.typing import ArrayLike, NDArray
 from gflow._check import finite_array, number, of_type, positive_int
 from gflow.models.linear import Symmetric, split_strength
 from gflow.problem import Problem
-from gflow.theory.linear import _broadcast, _lambda_balance, _real, riccati_matrix, solve_riccati
+from gflow.theory.linear import (
+    _balance_defect,
+    _broadcast,
+    _norm2,
+    _real,
+    _relative,
+    _required_balance,
+    riccati_matrix,
+    solve_riccati,
+)
 from gflow.theory.prediction import Hypothesis, Prediction, Refused, times_of
 
 Array = NDArray[np.float64]
@@ -105,9 +114,6 @@ def conditions(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> tuple[Hypothe
     """
     goal, w1, w2 = _layers(target, W1, W2)
     f, count = _frames(goal, w2 @ w1), min(goal.shape)
-    above, below = w2.T @ w2, w1 @ w1.T
-    size = max(np.linalg.norm(above, 2), np.linalg.norm(below, 2))
-    unequal = float(np.linalg.norm(above - below, 2) / size) if size > 0 else 0.0
 
     def condition(values: Array) -> float:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -115,7 +121,7 @@ def conditions(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> tuple[Hypothe
 
     spread = np.append(1.0, np.linalg.svd(f.B, compute_uv=False)[-1])
     return (
-        Hypothesis("zero-balanced start", unequal),
+        Hypothesis("zero-balanced start", _balance_defect([w1, w2])),
         Hypothesis("no bottleneck (defect: missing hidden units)", float(max(count - len(w1), 0))),
         Hypothesis("target of full rank (defect: rounding × condition)", condition(f.s)),
         Hypothesis("start of full rank (defect: rounding × condition)", condition(f.S)),
@@ -344,18 +350,11 @@ def overlap(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> Array:
     """
     goal, w1, w2 = _layers(target, W1, W2)
     start = np.vstack([w1.T, w2])
-    values = np.linalg.svd(_leading(goal, _balance(w1, w2), len(w1))[1].T @ start, compute_uv=False)
-    size = float(np.linalg.norm(start, 2))
+    size, balance = _norm2(start), _required_balance(w1, w2)
+    if abs(balance) <= 4 * len(start) * _EPS * size**2:  # rounding, which would pass for directions to learn
+        balance = 0.0
+    values = np.linalg.svd(_leading(goal, balance, len(w1))[1].T @ start, compute_uv=False)
     return np.asarray(values / size if size > 0 else values, dtype=np.float64)
-
-
-def _balance(w1: Array, w2: Array) -> float:
-    balance, defect = _lambda_balance(w1, w2)
-    if defect > 1e-6:
-        raise ValueError(
-            f"W1 and W2 must satisfy W2ᵀW2 − W1W1ᵀ = λI; they miss it by {defect:.2g} relative to the terms"
-        )
-    return balance
 
 
 def limit(target: ArrayLike, balance: float, hidden: int) -> Array:
@@ -511,8 +510,8 @@ def symmetric_map(model: Symmetric, problem: Problem, theta0: ArrayLike, force: 
     model.check_problem(problem, model.dimension, model.dimension)
     (u,) = model.unpack(finite_array("theta0", theta0, (model.size,)))
     goal = 0.5 * (problem.Y + problem.Y.T)
-    size = float(np.linalg.norm(problem.Y, 2))
-    skew = float(np.linalg.norm(problem.Y - goal, 2)) / size if size > 0 else 0.0
+    size = _norm2(problem.Y)
+    skew = _relative(_norm2(problem.Y - goal), size)
     rate = 4 * float(problem.factor or 0.0)
     decay = problem.weight_decay / (rate * size) if size > 0 else float(problem.weight_decay > 0)
     return Prediction(

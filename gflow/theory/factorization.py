@@ -242,6 +242,16 @@ def plateaus(spectrum: ArrayLike) -> Array:
     ----------
     spectrum : array (n,)
         Eigenvalues, descending; r of them positive.  Descent from α I never sees the others but as zeros.
+
+    Returns
+    -------
+    array (r,)
+        Dimensionless, ascending from 1; empty if no eigenvalue is positive.
+
+    Raises
+    ------
+    ValueError
+        If the eigenvalues are not finite and in descending order.
     """
     rising = _spectrum(spectrum)
     rising = rising[rising > 0]

@@ -245,6 +245,21 @@ def test_a_sign_obstructs_exactly_where_B_is_singular():
     assert abs(count / 2000 - 0.5) < 4 * 0.5 / np.sqrt(2000)
 
 
+@pytest.mark.parametrize("shape", [(5, 4, 3), (3, 4, 5)])
+@pytest.mark.parametrize("values", [(1.0, 1.0, 1.0), (1e-3, 1e-3, 1e-3), (2.0, 1e-8, 1e-8)])
+def test_equal_and_small_singular_values_change_nothing(shape, values):
+    """What rounding leaves of λ may exceed a small target's own rounding: it is no direction to learn."""
+    rng = np.random.default_rng(21)
+    d, h, k = shape
+    u, v, u0, v0, hidden = (np.linalg.qr(rng.standard_normal((n, 3)))[0] for n in (k, d, k, d, h))
+    target, w1, w2 = u * np.array(values) @ v.T, hidden * 0.3 @ v0.T, u0 * 0.3 @ hidden.T
+    assert len(theory.overlap(target, w1, w2)) == 3
+    assert theory.overlap(target, w1, w2)[-1] > 1e-3
+    t = np.array([0.0, 0.5, 3.0, 30.0, 1e4])
+    exact = riccati(t, target, w1, w2)
+    np.testing.assert_allclose(theory.zero_balanced(t, target, w1, w2, force=True), exact, atol=1e-11)
+
+
 def test_an_obstructed_flow_ends_at_the_saddle_until_rounding_takes_it_away():
     target, w1, w2 = set_up((3, 3, 3), seed=5, obstructed=True)
     least = np.linalg.svd(target, compute_uv=False)[-1]
