@@ -509,6 +509,14 @@ def observations(size: str) -> list[Observation]:
                 float(np.mean(values[0])), float(np.abs(values[0] - values[1]).max()), f"mean of {len(values[0])} starts", IMBALANCE,
             )
         )  # fmt: skip
+    means = np.array([values.mean(axis=1) for values in found_distances])
+    slopes = np.polyfit(np.log(widths(size)), np.log(means), 1)[0]
+    found.append(
+        Observation(
+            "Gaussian starts: that distance against the width, slope in logarithms", float(slopes[0]), float(abs(slopes[0] - slopes[1])),
+            "the theorem's order is −½, for large widths; error: of the runs, not of the draw", IMBALANCE,
+        )
+    )  # fmt: skip
     setup = SetUp("square", signs=-1)
     least = float(setup.problem.target_svd[1][-1])
     for rtol in (1e-8, 1e-10, 1e-12):

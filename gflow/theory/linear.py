@@ -1069,6 +1069,7 @@ def modes(model: DeepLinear, problem: Problem, theta0: ArrayLike, force: bool = 
 
     Notes
     -----
+    A start from multiples of the identity is aligned with any symmetric target, see ``problem.target_svd``.
     Modes beyond the network's rank min(widths), and right singular vectors outside the row space of the
     inputs, do not move.  ``bound`` holds for any start, see the module, and is inf from where it ceases to say
     anything.  The hypotheses of balance and of alignment have one effect, that of the distance from a nearest
