@@ -6,6 +6,7 @@ The public names load on first use: importing gflow compiles nothing and draws n
 from __future__ import annotations
 
 import importlib
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from gflow.models.relu import TwoLayerReLU
     from gflow.problem import Problem
     from gflow.stochastic import stochastic_flow
+    from gflow.sweeps import sweep
     from gflow.trajectory import Status, Trajectory
+
+_imported_at = time.time()  # what of the source is newer, this process may not have loaded
 
 _HOME = {
     "Problem": "gflow.problem",
@@ -33,6 +37,7 @@ _HOME = {
     "stochastic_flow": "gflow.stochastic",
     "ensemble": "gflow.ensembles",
     "Ensemble": "gflow.ensembles",
+    "sweep": "gflow.sweeps",
     "load": "gflow.integrate",
     "Trajectory": "gflow.trajectory",
     "Status": "gflow.trajectory",

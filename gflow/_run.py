@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import _signal  # what signal wraps in enums, which cost a short run a sixth of its time
-import platform
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gflow._blas import one_thread
 from gflow._progress import Progress
+from gflow._versions import versions as versions
 from gflow.objective import Objective
 from gflow.trajectory import Status, Trajectory
 
@@ -145,7 +145,11 @@ def drive(run: Any, watch: Watch, max_steps: int, progress: bool) -> Status:
     budget = 1 if watch.stop is not None else run.first_budget
     interrupts = Interrupts()
     try:
-        with interrupts, hold_blas(run.objective), Progress(progress, run.verb, run.total) as shown:
+        with (
+            interrupts,
+            hold_blas(run.objective, math.isinf(run.total)),
+            Progress(progress, run.verb, run.total) as shown,
+        ):
             asked = -1
             while outcome is None:
                 interrupts.check()
@@ -248,30 +252,14 @@ def blas_pays(objective: Objective) -> bool:
     return _widest(objective) > 512 and _multiplications(objective) > 512**3
 
 
-def hold_blas(objective: Objective) -> AbstractContextManager[Any]:
+def hold_blas(objective: Objective, to_limit: bool = False) -> AbstractContextManager[Any]:
     """Hold BLAS at one thread, unless more of them pay, or the products are too small for more than one.
+
+    On the way to a limit the Hessian's eigenvalues are asked for, of whose threads each may wait for the other.
 
     The bits of a product may depend on the number of threads: every run of an objective goes through here.
     """
-    if _multiplications(objective) < 32**3 or blas_pays(objective):
+    small = _multiplications(objective) < 32**3 and not to_limit
+    if small or blas_pays(objective):
         return nullcontext()
     return one_thread()
-
-
-@cache
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    def installed(name: str) -> str:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return "not installed"
-
-    names = {"gflow": "gradient-flow", "numpy": "numpy", "scipy": "scipy", "numba": "numba"}
-    return {key: installed(name) for key, name in names.items()} | {"python": platform.python_version()}
-
-
-def versions() -> dict[str, str]:
-    """Versions of gflow and of what its numbers depend on."""
-    return dict(_versions())

@@ -64,6 +64,8 @@ def multipliers(model: Any, problem: Any, theta: ArrayLike) -> Array:
     kinks that repel, where the flow does not stay.
     """
     w, a = _layers(model, theta)
+    if problem.loss in ("logistic", "exponential") and not problem.weight_decay:
+        problem = problem.log  # of the same slopes, and far down the loss itself is 0
     pattern = activation_pattern(model, problem, theta)
     slopes = np.where(pattern > 0, 1.0, model.slope)
     force = -(a.T @ output_derivative(model, problem, theta).T)  # (m, n)

@@ -176,3 +176,15 @@ def sliding(seed):
 
 #: Seeds on which neurons slide most of the time, fixed; on others of the first sixteen the data is fitted early.
 SLIDING = [sliding(seed) for seed in (0, 1, 3, 4, 5, 6, 8, 10, 12, 13, 14, 15)]
+
+
+def chain(first_depth):
+    """A ReLU network with a product of matrices as its first layer, whose neurons pass kinks but do not slide."""
+    rng = np.random.default_rng(1)
+    model = gflow.TwoLayerReLU(3, 6, 2, first_depth=first_depth)
+    problem = gflow.Problem(rng.standard_normal((8, 3)), rng.standard_normal((8, 2)))
+    return Case(f"chain of {first_depth}", model, problem, 0.5 * rng.standard_normal(model.size), 1.0)
+
+
+#: For flows with ``events=False``.
+CHAINS = [chain(2), chain(3)]

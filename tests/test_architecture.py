@@ -73,5 +73,10 @@ def test_only_pictures_import_matplotlib():
     assert users("matplotlib") <= inside("plot.py", "report.py", "cli.py", "papers/")
 
 
+def test_only_sweeps_import_what_runs_and_labels_them():
+    for package in ("joblib", "xarray", "dask", "distributed"):
+        assert users(package) <= {"sweeps.py"}
+
+
 def test_only_the_command_line_imports_the_papers():
     assert users("gflow.papers") - inside("papers/") <= {"cli.py", "__init__.py"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from numbers import Real
 from typing import Any
 
@@ -32,7 +33,8 @@ class TwoLayerReLU(Layered):
         Whether A moves; a fixed outer layer is part of ``theta`` all the same and comes back unchanged.
     first_depth : int
         Number of matrices whose product is the first layer, W = W_l ⋯ W_1 with W_1 (m, d) and the others
-        (m, m).  Such a network runs with ``events=False`` only: one neuron's kink moves all others.
+        (m, m): the same functions, trained otherwise.  Such a network has no ``hvp`` and runs with
+        ``events=False`` only: one neuron's kink moves all others.
 
     Notes
     -----
@@ -188,15 +190,23 @@ class TwoLayerReLU(Layered):
         return np.where(z > 0, z, self.slope * z) @ self.outer_layer(theta).T
 
     def invariants(self, theta: ArrayLike) -> tuple[Array, Array]:
-        """Balances ‖a_j‖² − ‖w_j‖² (m,), which the flow conserves through all kinks, and the size of their terms.
+        """What the flow conserves through all kinks (M,), and the size (M,) of the terms that cancel in each.
 
-        None are conserved with a fixed outer layer; for a chain of first layers none are named.
+        The balances ‖a_j‖² − ‖w_j‖² (m,), none with a fixed outer layer; w_j is row j of the last matrix of a
+        chain.  For a chain the entries of W_{l+1}ᵀW_{l+1} − W_l W_lᵀ (m, m), l = 1 … k − 1, come before them: below the
+        kinks it is a linear network.
         """
-        if not self.train_outer or self.first_depth > 1:
-            return np.empty(0), np.empty(0)
-        w = np.sum(self.first_layer(theta) ** 2, axis=-1)
-        a = np.sum(self.outer_layer(theta) ** 2, axis=-2)
-        return a - w, np.maximum(a, w)
+        *chain, a = self.unpack(theta)
+        values, sizes = [np.empty(0)], [np.empty(0)]
+        for below, above in pairwise(chain):
+            terms = above.T @ above, below @ below.T
+            values.append((terms[0] - terms[1]).ravel())
+            sizes.append(np.full(terms[0].size, max(np.abs(term).max() for term in terms)))
+        if self.train_outer:
+            squares = np.sum(a**2, axis=-2), np.sum(chain[-1] ** 2, axis=-1)
+            values.append(squares[0] - squares[1])
+            sizes.append(np.maximum(*squares))
+        return np.concatenate(values), np.concatenate(sizes)
 
     def jacobian(self, theta: ArrayLike, X: ArrayLike) -> Array:
         """Derivative (n, k, P) of the outputs by the parameters, inside the pattern of theta; no chain."""

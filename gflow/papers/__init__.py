@@ -18,14 +18,18 @@ from gflow.report import Section
 #: Names on the command line, in the order of the README.
 PAPERS = (
     "digits",
-    "saxe2013",
     "kinks",
+    "saxe2013",
+    "braun2022",
+    "chou2020",
+    "huh2021",
     "woodworth2020",
     "pesme2021",
     "pesme2023",
     "even2023",
-    "chou2020",
-    "braun2022",
+    "boursier2024",
+    "boursier2024early",
+    "sarussi2021",
 )
 #: What ``gflow reproduce`` runs without a name, in its quick size.
 TOUR = ("digits", "saxe2013", "kinks")

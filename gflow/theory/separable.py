@@ -70,7 +70,9 @@ def max_margin(problem: Problem) -> MaxMargin:
     support = np.flatnonzero(dual > 0)
     refused = "problem must be linearly separable by a map without intercept, with a margin above rounding; it is not"
     if remainder[-1] <= 1e-14:
-        raise ValueError(refused)
+        raise ValueError(
+            f"{refused}: a mean of the rows y x is {np.linalg.norm(scaled.T @ dual) / dual.sum():.2g} of 0, relative"
+        )
     w = np.linalg.lstsq(scaled[support], np.ones(len(support)), rcond=None)[0]
     weights = np.linalg.lstsq(scaled[support].T, w, rcond=None)[0]
     if np.min(scaled @ w) < 1.0 - _ROUNDING or weights.min() < -_ROUNDING * np.abs(weights).max():

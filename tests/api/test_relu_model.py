@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from cases import CHAINS
+from scipy.integrate import solve_ivp
 
 import gflow
+from gflow.objective import Objective
 
 RNG = np.random.default_rng(26)
 X = RNG.standard_normal((10, 3))
@@ -181,7 +186,80 @@ def test_a_chain_of_first_layers_runs_without_events_only(depth):
         gflow.flow(model, PROBLEM, theta0, 0.1)
     trajectory = gflow.flow(model, PROBLEM, theta0, 0.1, events=False)
     assert trajectory.status.code == "finished" and np.all(np.diff(trajectory.loss) < 0)
-    assert trajectory.gauges.invariant_drift is None
+    assert "Kinks were not located" in trajectory.status.message
+    with pytest.raises(ValueError, match="hvp"):
+        gflow.observe.sharpness(model, PROBLEM, theta0)
+
+
+def chain_flow(case, t, **settings):
+    return gflow.flow(case.model, case.problem, case.theta0, t, events=False, **settings)
+
+
+by_chain = pytest.mark.parametrize("case", CHAINS, ids=lambda case: case.name)
+
+
+@by_chain
+def test_what_a_chain_conserves(case):
+    """Along the gradient every invariant, being quadratic, has the slope that a central difference has: zero."""
+    model, theta = case.model, case.theta0
+    gradient = Objective(model, case.problem).gradient(theta)
+    (up, sizes), (down, _) = model.invariants(theta + gradient), model.invariants(theta - gradient)
+    assert up.size == (model.first_depth - 1) * model.width**2 + model.width
+    assert np.abs(up - down).max() < 1e-14 * sizes.max() * 10
+    other = np.random.default_rng(0).standard_normal(theta.size)  # the test can fail
+    assert np.abs(model.invariants(theta + other)[0] - model.invariants(theta - other)[0]).max() > 0.1
+    w, *_, last, a = model.unpack(theta)
+    value = model.invariants(theta)[0]
+    np.testing.assert_allclose(
+        value[-model.width :], np.sum(a**2, axis=0) - np.sum(last**2, axis=1), rtol=1e-15
+    )
+    second = model.unpack(theta)[1]
+    np.testing.assert_allclose(
+        value[: model.width**2].reshape(model.width, -1), second.T @ second - w @ w.T, rtol=0, atol=1e-15
+    )
+
+
+@by_chain
+def test_the_flow_of_a_chain_conserves_it_over_kinks(case):
+    run = chain_flow(case, np.linspace(0.0, case.end, 5))
+    patterns = [case.model.first_layer(theta) @ case.problem.X.T > 0 for theta in (case.theta0, run.end)]
+    assert np.any(patterns[0] != patterns[1])
+    assert run.gauges.invariant_drift.max() < 1e-10
+
+
+def test_a_chain_with_a_fixed_outer_layer_or_weight_decay():
+    case = CHAINS[1]
+    fixed = replace(case.model, train_outer=False)
+    assert fixed.invariants(case.theta0)[0].size == 2 * case.model.width**2
+    for model, decay in ((fixed, 0.0), (case.model, 0.2)):
+        problem = replace(case.problem, weight_decay=decay)
+        run = gflow.flow(model, problem, case.theta0, case.end, events=False)
+        assert run.gauges.invariant_drift.max() < 1e-10  # with decay μ they fall as e^(−2μt)
+        moved = np.abs(model.invariants(run.end)[0] - model.invariants(case.theta0)[0]).max()
+        assert (moved > 0.1) == (decay > 0)
+
+
+@by_chain
+def test_the_flow_of_a_chain_equals_scipy(case):
+    run = chain_flow(case, case.end)
+    gradient = Objective(case.model, case.problem).gradient
+    referee = solve_ivp(
+        lambda t, y: -gradient(y), (0.0, case.end), case.theta0, "DOP853", rtol=1e-12, atol=1e-14
+    )
+    np.testing.assert_allclose(
+        run.end, referee.y[:, -1], rtol=0, atol=1e-7
+    )  # steps over kinks are of order one
+
+
+@by_chain
+def test_a_chain_continues_bit_for_bit_and_in_ensembles(case):
+    times = np.linspace(0.0, case.end, 5)
+    whole = chain_flow(case, times)
+    head = chain_flow(case, times[:3])
+    tail = gflow.flow(case.model, case.problem, None, times[3:], start=head, events=False)
+    np.testing.assert_array_equal(np.vstack([head.theta, tail.theta]), whole.theta)
+    runs = gflow.ensemble(case.model, case.problem, case.theta0[None], times, events=False)
+    np.testing.assert_array_equal(runs.theta[0], whole.theta)
 
 
 # -- inits ----------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def run(package=PACKAGE, everything=False):
 
 def test_importing_loads_neither_compiler_nor_graphics():
     out = python(
-        "import sys, gflow; print([m for m in ('numba', 'matplotlib', 'scipy') if m in sys.modules])"
+        "import sys, gflow; print([m for m in ('numba', 'matplotlib', 'scipy', 'xarray', 'joblib', 'dask') if m in sys.modules])"
     )
     assert out.strip() == "[]"
 

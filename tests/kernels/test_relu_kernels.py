@@ -174,6 +174,39 @@ def test_a_chain_of_first_layers(depth, sizes, loss, outputs):
         objective.hvp(theta, theta)
 
 
+@pytest.mark.parametrize("depth", [2, 3, 5])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_the_gradient_of_a_chain_is_that_of_its_product_by_the_chain_rule(depth, outputs):
+    model, problem, theta = random_case("square", outputs, (9, 8, 11), slope=0.1, first_depth=depth, seed=5)
+    *chain, a = model.unpack(theta)
+    one = gflow.TwoLayerReLU(8, 11, outputs, slope=0.1)
+    product = model.first_layer(theta)
+    outer, inner = one.unpack(Objective(one, problem).gradient(one.pack([product, a])))[::-1]
+    found = model.unpack(Objective(model, problem).gradient(theta))
+    np.testing.assert_allclose(found[-1], outer, rtol=0, atol=1e-13 * np.abs(outer).max())
+    for layer in range(depth):
+        above, below = np.eye(11), np.eye(8)
+        for matrix in chain[layer + 1 :]:
+            above = matrix @ above
+        for matrix in chain[:layer]:
+            below = matrix @ below
+        expected = above.T @ inner @ below.T
+        np.testing.assert_allclose(found[layer], expected, rtol=0, atol=1e-13 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("sizes", [(5, 3, 4), (9, 8, 11)])
+def test_identities_in_a_chain_change_no_bit(sizes):
+    one, problem, theta = random_case("square", 2, sizes, slope=0.1)
+    w, a = one.unpack(theta)
+    chain = gflow.TwoLayerReLU(*sizes[1:], 2, slope=0.1, first_depth=3)
+    longer = chain.pack([w, np.eye(len(w)), np.eye(len(w)), a])
+    plain, product = Objective(one, problem), Objective(chain, problem)
+    assert product.loss(longer) == plain.loss(theta)
+    found, expected = chain.unpack(product.gradient(longer)), one.unpack(plain.gradient(theta))
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[-1], expected[-1])
+
+
 def test_the_inactive_slope_counts_at_zero():
     """Outside of a pattern a pair at zero takes the inactive side: a documented choice."""
     model = gflow.TwoLayerReLU(2, 1, slope=0.25)
