@@ -300,16 +300,29 @@ class Problem:
         """Singular vectors and values of the target: U (k, r), s (r,), V (d, r), r = min(k, d).
 
         For regression V is taken from the row space of X, as far as it reaches, also where s vanishes:
-        a mode of strength zero is one that the data can see.  The sign of each pair is fixed by making
-        the largest entry of the column of U positive.
+        a mode of strength zero is one that the data can see.  For a symmetric target, to rounding, the pairs are
+        eigenvectors, u = v for eigenvalues ≥ 0 and u = −v below, also where singular values coincide or vanish: a
+        multiple of the identity is aligned with it.  The sign of each pair is fixed by making the largest
+        entry of the column of U positive.
         """
-        frame, rank, count = np.eye(self.inputs), self.inputs, min(self.target.shape)
+        goal, frame, rank = self.target, np.eye(self.inputs), self.inputs
+        count, eps = min(goal.shape), float(np.finfo(float).eps)
+        rounding = 4 * eps * count * float(np.abs(goal).max())
         if self.kind == "regression":
             _, sizes, frame = np.linalg.svd(np.linalg.qr(self.X, mode="r"))
-            rank = int(np.sum(sizes > sizes[0] * max(self.X.shape) * np.finfo(float).eps))
-        u, s, vt = np.linalg.svd(self.target @ frame[:rank].T)
-        v = np.hstack([frame[:rank].T @ vt.T, frame[rank:].T])[:, :count]
-        u, s = u[:, :count], np.append(s, np.zeros(count))[:count]
+            rank = int(np.sum(sizes > sizes[0] * max(self.X.shape) * eps))
+            rounding *= max(self.X.shape) / count  # of the least-squares map
+        rows, off = frame[:rank].T, frame[rank:].T
+        if goal.shape[0] == goal.shape[1] and np.abs(goal - goal.T).max() <= rounding:
+            values, vectors = np.linalg.eigh(rows.T @ (0.5 * (goal + goal.T)) @ rows)
+            order = np.argsort(-np.abs(values), kind="stable")
+            values, v = values[order], np.hstack([rows @ vectors[:, order], off])
+            u = v * np.append(np.where(values < -rounding, -1.0, 1.0), np.ones(count - rank))
+            s = np.abs(values)
+        else:
+            u, s, vt = np.linalg.svd(goal @ rows)
+            u, v = u[:, :count], np.hstack([rows @ vt.T, off])[:, :count]
+        s = np.append(s, np.zeros(count))[:count]
         signs = np.sign(u[np.abs(u).argmax(axis=0), np.arange(count)])
         return u * signs, s, v * signs
 

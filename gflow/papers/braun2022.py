@@ -5,18 +5,24 @@ learning dynamics in deep linear networks (2024), arXiv 2409.14623.
 Two layers W_2 W_1 on white inputs; all problems here have the rate 1, so that time is in units of the papers' time constant:
 a mean of squares over white samples has gflow's own factor 1 / (2n), one-hot items have ½.  λ is that of W_2ᵀW_2 − W_1W_1ᵀ = λ I
 throughout.  The representations W_1ᵀW_1, W_2W_2ᵀ and the map are blocks of Q Qᵀ, Q = [W_1ᵀ; W_2].
+
+Beside them what imbalance does from any start: S. Tarmoun, G. França, B. D. Haeffele, R. Vidal: Understanding the dynamics of
+gradient flow in overparameterized linear models (2021), and H. Min, S. Tarmoun, R. Vidal, E. Mallada: On the explicit role of
+initialization on the convergence and implicit bias of overparametrized linear networks (2021), arXiv 2105.06351.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
 from numpy.typing import ArrayLike, NDArray
 
 from gflow import datasets, observe, plot, theory
@@ -32,9 +38,12 @@ from gflow.trajectory import Trajectory
 Array = NDArray[np.float64]
 
 REFERENCE = "arXiv 2409.14623"
+IMBALANCE = "arXiv 2105.06351"
 ACCURACY = 1e-8
 #: Singular values of the target of the sign obstruction; the saddle has loss ½ · 0.8².
 OBSTRUCTED = (2.0, 1.5, 0.8)
+#: Of imbalance: what W_1 is divided and W_2 multiplied by.
+LEVELS = (1.0, 1.5, 2.0)
 _EPS = float(np.finfo(float).eps)
 
 
@@ -122,6 +131,71 @@ class SetUp:
     @property
     def inputs(self) -> Array:
         return self.problem.X if self.problem.kind == "regression" else np.eye(self.problem.inputs)
+
+
+@dataclass(frozen=True)
+class Wide:
+    """Five samples of eight inputs and two outputs, L = ½ ‖XW_1ᵀW_2ᵀ − Y‖², and a start that need not be balanced."""
+
+    hidden: int = 20
+    level: float = 1.0  # of entries N(0, 1/h): W_1 divided and W_2 multiplied by it
+    apart: bool = False  # whether W_1 off the inputs' row space has hidden directions of its own
+    decay: float = 0.0
+    draw: int = 0  # of the start; the data are the same
+
+    @cached_property
+    def problem(self) -> Problem:
+        rng = np.random.default_rng(0)
+        x, y = rng.standard_normal((5, 8)), rng.standard_normal((5, 2))
+        return Problem(x, y, factor=0.5, weight_decay=self.decay)
+
+    @cached_property
+    def model(self) -> DeepLinear:
+        return DeepLinear((8, self.hidden, 2))
+
+    @cached_property
+    def rows(self) -> Array:
+        """Orthonormal basis (5, 8) of the inputs' row space."""
+        return np.linalg.svd(self.problem.X, full_matrices=False)[2]
+
+    @cached_property
+    def start(self) -> Array:
+        rng, h = np.random.default_rng([self.draw, 1]), self.hidden
+        first = rng.standard_normal((h, 8)) / (h**0.5 * self.level)
+        second = rng.standard_normal((2, h)) / h**0.5 * self.level
+        if self.apart:
+            some = np.linalg.qr(rng.standard_normal((h, h // 2)))[0]
+            on, inside = self.rows.T @ self.rows, some @ some.T
+            first = inside @ first @ on + (first - inside @ first) @ (np.eye(8) - on)
+            second = second @ inside
+        return self.model.pack([first, second])
+
+    @property
+    def rate(self) -> float:
+        """c λ_min⁺(XᵀX), with L(t) ≤ L(0) e^(−2 rate t); 0 where the imbalance says nothing."""
+        first, second = self.model.unpack(self.start)
+        least = float(np.linalg.svd(self.problem.X, compute_uv=False)[-1] ** 2)
+        return theory.exact.imbalance_rate(first @ self.rows.T, second) * least
+
+    def flow(self, t: ArrayLike, rtol: float) -> Trajectory:
+        return unbroken(flow(self.model, self.problem, self.start, t, rtol=rtol))
+
+    def losses(self, theta: Array) -> Array:
+        """½ ‖XWᵀ − Y‖² (T,) of states (T, P), without the weight decay."""
+        w = self.model.end_to_end(theta)
+        return 0.5 * np.sum((self.problem.X @ np.swapaxes(w, -1, -2) - self.problem.Y) ** 2, axis=(-2, -1))
+
+    def hypotheses(self) -> tuple[Hypothesis, ...]:
+        c = self.rate
+        return (
+            Hypothesis("no weight decay (defect: coefficient)", self.decay),
+            Hypothesis("an imbalance that bounds the rate, c > 0 (defect: 1 if not)", float(c <= 0)),
+        )
+
+    def distance(self, rtol: float) -> float:
+        """Distance ‖W − W_least‖_F of the limit from the solution of least norm."""
+        end = self.flow([0.0, 40 / self.rate], rtol).end
+        return float(np.linalg.norm(self.model.end_to_end(end) - self.problem.target))
 
 
 # ---- the claims ----------------------------------------------------------------------------------------------
@@ -272,6 +346,47 @@ def coincide(count: int, imbalance: float, rtol: float, respect_hypotheses: bool
     )  # fmt: skip
 
 
+def decays(setup: Wide, rtol: float, respect_hypotheses: bool = True) -> Evidence:
+    """Measure the loss against the bound that the imbalance of the start sets."""
+    hypotheses = setup.hypotheses() if respect_hypotheses else ()
+    if not all(h.holds for h in hypotheses):
+        return Evidence(hypotheses)
+    run = setup.flow(np.linspace(0.0, 5 / setup.rate, 60), rtol)
+    loss, bound = setup.losses(run.theta), np.exp(-2 * setup.rate * run.t)
+    return Evidence(
+        hypotheses,
+        (Conclusion("loss over L(0) e^(−2ct), largest after the start", float(np.max(loss[1:] / (loss[0] * bound[1:]))), 1.0),),
+        (run.status,),
+    )  # fmt: skip
+
+
+def least_norm(setup: Wide, rtol: float, respect_hypotheses: bool = True) -> Evidence:
+    """Measure where the flow ends among the solutions, and whether W_1 moves off the inputs' row space."""
+    first, second = setup.model.unpack(setup.start)
+    on = setup.rows.T @ setup.rows
+    frozen = first - first @ on
+    mixed = np.linalg.norm(np.vstack([on @ first.T @ frozen, second @ frozen]), 2)
+    apart = Hypothesis(
+        "W_1 off the row space in hidden directions of its own, AᵀB = 0 and W_2B = 0",
+        float(mixed / np.linalg.norm(setup.start) ** 2),
+    )
+    hypotheses = (*setup.hypotheses(), apart) if respect_hypotheses else ()
+    if not all(h.holds for h in hypotheses):
+        return Evidence(hypotheses)
+    run = setup.flow([0.0, 40 / setup.rate], rtol)
+    moved = setup.model.unpack(run.end)[0] @ (np.eye(8) - on) - frozen
+    goal = setup.problem.target
+    off = np.linalg.norm(setup.model.end_to_end(run.end) - goal) / np.linalg.norm(goal)
+    return Evidence(
+        hypotheses,
+        (
+            Conclusion("distance of the limit from the solution of least norm, relative", float(off), ACCURACY),
+            Conclusion("change of W_1 off the row space, relative", float(np.linalg.norm(moved) / np.linalg.norm(frozen)), ACCURACY),
+        ),
+        (run.status,),
+    )  # fmt: skip
+
+
 def balances(size: str) -> tuple[float, ...]:
     """λ of the claims."""
     return (
@@ -289,10 +404,16 @@ def claims(size: str) -> list[tuple[Claim, str]]:
         "Where det W(0) and det M have opposite signs a zero-balanced flow goes to a saddle of loss ½ s_min²."
     )
     same = "B is singular exactly where det W(0) and det M have opposite signs."
+    fast = "The loss falls at least like e^(−2ct), c from the imbalance of the start and the inputs."
+    least = (
+        "W_1 does not move off the inputs' row space; if it has hidden directions of its own there, the solution "
+        "of least norm is reached."
+    )
     listed: list[tuple[Claim, str]] = []
 
     def add(name: str, statement: str, run: Callable[[float], Evidence], expected: str = "holds") -> None:
-        listed.append((Claim(name, statement, REFERENCE, run), expected))
+        source = IMBALANCE if statement in (fast, least) else REFERENCE
+        listed.append((Claim(name, statement, source, run), expected))
 
     def control(name: str, statement: str, run: Callable[..., Evidence]) -> None:
         add(f"control: {name}", statement, run, "inapplicable")
@@ -324,6 +445,12 @@ def claims(size: str) -> list[tuple[Claim, str]]:
     control("sign obstruction, equal signs", stay, partial(saddle, SetUp("square", signs=1)))
     control("sign obstruction, λ = 1", stay, partial(saddle, SetUp("square", 1.0, signs=-1)))
     control("sign obstruction, random starts with λ = 1", same, partial(coincide, 100, 1.0))
+    for level in LEVELS:
+        add(f"rate from imbalance, level {level:g}", fast, partial(decays, Wide(level=level)))
+    add("least norm", least, partial(least_norm, Wide(apart=True)))
+    control("rate from imbalance, weight decay", fast, partial(decays, Wide(decay=0.1)))
+    add("control: rate from imbalance, few hidden units", fast, partial(decays, Wide(4)), "inapplicable")
+    control("least norm, hidden directions shared", least, partial(least_norm, Wide()))
     return listed
 
 
@@ -335,6 +462,18 @@ def turned(balance: float) -> float:
     setup = SetUp("tree", balance, signs=1)
     end = theory.exact.limit(setup.problem.target, balance, 8)
     return float(theory.exact.kernel_distance(*(setup.kernels(qq) for qq in (setup.exact(0.0)[0], end))))
+
+
+def widths(size: str) -> tuple[int, ...]:
+    """Numbers of hidden units at which the distance from the solution of least norm is measured."""
+    return (20, 80, 320) if size == "quick" else (20, 80, 320, 1280)
+
+
+@cache
+def distances(hidden: int, size: str) -> Array:
+    """That distance (2, S) at two tolerances, for some random starts."""
+    starts = range(5 if size == "quick" else 10)
+    return np.array([[Wide(hidden, draw=i).distance(rtol) for i in starts] for rtol in (1e-8, 1e-6)])
 
 
 def observations(size: str) -> list[Observation]:
@@ -362,6 +501,22 @@ def observations(size: str) -> list[Observation]:
     found.append(
         Observation("5-10-2, W_1 halved and W_2 doubled: the zero-balanced form is wrong by", fine, abs(fine - coarse), reference=REFERENCE)
     )  # fmt: skip
+    found_distances = [distances(h, size) for h in widths(size)]
+    for h, values in zip(widths(size), found_distances, strict=True):
+        found.append(
+            Observation(
+                f"Gaussian starts, {h} hidden units: distance of the limit from the solution of least norm",
+                float(np.mean(values[0])), float(np.abs(values[0] - values[1]).max()), f"mean of {len(values[0])} starts", IMBALANCE,
+            )
+        )  # fmt: skip
+    means = np.array([values.mean(axis=1) for values in found_distances])
+    slopes = np.polyfit(np.log(widths(size)), np.log(means), 1)[0]
+    found.append(
+        Observation(
+            "Gaussian starts: that distance against the width, slope in logarithms", float(slopes[0]), float(abs(slopes[0] - slopes[1])),
+            "the theorem's order is −½, for large widths; error: of the runs, not of the draw", IMBALANCE,
+        )
+    )  # fmt: skip
     setup = SetUp("square", signs=-1)
     least = float(setup.problem.target_svd[1][-1])
     for rtol in (1e-8, 1e-10, 1e-12):
@@ -388,7 +543,8 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
         "Two-layer linear networks on white inputs from starts that are not aligned with the target: the map, both "
         "representations and the tangent kernel along a closed form, for balanced layers and for W_2ᵀW_2 − W_1W_1ᵀ = λ I. "
         "The larger |λ|, the less the kernel turns: from rich to lazy. From every second balanced start of a square network the "
-        "exact flow does not learn the target at all: a sign stands in the way, and the closed form of the paper is singular.",
+        "exact flow does not learn the target at all: a sign stands in the way, and the closed form of the paper is singular. "
+        "From any start, white inputs or not, an imbalance of both layers bounds the loss by e^(−2ct) (arXiv 2105.06351).",
     )
     listed = claims(size)
     for i, (claim, expected) in enumerate(listed):
@@ -397,8 +553,10 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
     advance(0.7, "observations")
     section.rows += [observation_row(one) for one in observations(size)]
     with plot.style():
-        for i, plate in enumerate((_overlay_plate, _lazy_plate, _representations_plate, _obstruction_plate)):
-            advance(0.8 + 0.05 * i, "figures")
+        for i, plate in enumerate(
+            (_overlay_plate, _lazy_plate, _representations_plate, _obstruction_plate, _imbalance_plate)
+        ):
+            advance(0.8 + 0.04 * i, "figures")
             section.plates.append(plate(out, size))
     advance(1.0, "done")
     return section
@@ -569,4 +727,42 @@ def _obstruction_plate(out: Path, size: str) -> Plate:
         "A sign that stands in the way. Left: loss of a zero-balanced 3-3-3 network with det W(0) det M < 0: the closed form tends to the saddle, dashed; "
         "computed flows are taken off it by rounding in the end. Right: |det B| of random targets and zero-balanced starts, cumulated: B is singular "
         "exactly where the signs are opposite, on one start of two. Own derivation on arXiv 2409.14623.",
+    )
+
+
+def _imbalance_plate(out: Path, size: str) -> Plate:
+    fig, (left, right) = plot.figure(1, 2, height=2.1)
+    for level, color in zip(LEVELS, plot.sequence(len(LEVELS)), strict=True):
+        setup = Wide(level=level)
+        t = np.linspace(0.0, 4.0, 200)
+        loss = setup.losses(setup.flow(t, 1e-9).theta)
+        left.semilogy(t, loss, color=color, label=f"{level:g}: $c={setup.rate:.2g}$")
+        left.semilogy(
+            t, loss[0] * np.exp(-2 * setup.rate * t), color=color, linestyle=(0, (3, 2)), linewidth=0.8
+        )
+    left.set_ylim(bottom=1e-10)
+    left.set_xlabel("time $t$ (1 / data²)")
+    left.set_ylabel("$\\frac{1}{2}\\|XW^\\top-Y\\|^2$")
+    handles, _ = left.get_legend_handles_labels()
+    handles.append(Line2D([], [], color="0.4", linestyle=(0, (3, 2)), linewidth=0.8, label="$e^{-2ct}$"))
+    left.legend(handles=handles, loc="lower left", fontsize=6, title="level", title_fontsize=6)
+    found = [distances(h, size)[0] for h in widths(size)]
+    for h, values in zip(widths(size), found, strict=True):
+        right.loglog(np.full(len(values), h), values, color="0.5", **plot.MARKS)
+    means = np.array([values.mean() for values in found])
+    right.loglog(widths(size), means, color="black", label="mean")
+    guide = means[-1] * (np.array(widths(size)) / widths(size)[-1]) ** -0.5
+    right.loglog(widths(size), guide, color="C1", linestyle=":", label="$h^{-1/2}$")
+    right.set_xticks(widths(size), [str(h) for h in widths(size)])
+    right.set_yticks([0.1, 0.2, 0.5, 1.0], ["0.1", "0.2", "0.5", "1"])
+    for axis in (right.xaxis, right.yaxis):
+        axis.set_minor_locator(NullLocator())
+    right.set_xlabel("hidden units $h$")
+    right.set_ylabel("$\\|W-X^+Y\\|_F$ (dimensionless)")
+    right.legend(loc="lower left", fontsize=6)
+    return Plate(
+        plot.save(fig, out / "imbalance")[1],
+        "What imbalance does from any start; five samples of eight inputs and two outputs. Left: loss of 20 hidden units from entries N(0, 1/h), W_1 divided and "
+        "W_2 multiplied by the level; dashed: the bound L(0) e^(−2ct), c from the imbalance of the start and the least singular value of the inputs. "
+        f"Right: distance of the limit from the solution of least norm, {len(found[0])} starts at level 1 (dots); dotted: the order h^(−1/2) of the theorem. After arXiv 2105.06351.",
     )

@@ -44,8 +44,6 @@ REFERENCE = "arXiv 2011.13772"
 SPECTRUM = (10.0, 5.0, 2.0, 1.0, *[0.0] * 6)
 #: One eigenvalue that descent from equal factors cannot learn.
 MIXED = (5.0, 1.0, 0.3, -1.0)
-#: The like with distinct sizes, which a singular value decomposition needs to tell the eigenvectors.
-DISTINCT = (5.0, 2.0, 0.3, -1.0)
 #: Starts α at which the intervals of all plateaus are there, by depth.
 STARTS = {2: 1e-4, 3: 0.1, 4: 0.3}
 #: An eigenvalue counts as learned up to this part of it, and as not learned below this part of the last learned one.
@@ -155,7 +153,7 @@ def reduction(
     run, v = setup.matrices(steps, theta0), setup.vectors
     expected = np.einsum("ai,ti,bi->tab", v, d, v)
     off = max(float(np.abs(w - expected).max()) for w in setup.model.unpack(run.theta))
-    amplification = min(float(growth[-1]), 1e-9) / _EPS
+    amplification = float(growth[-1]) / _EPS
     return Evidence(
         hypotheses,
         (Conclusion("largest entry of W_j − V diag(d) Vᵀ, all steps and factors", off, ACCURACY, amplification=amplification),),
@@ -201,17 +199,21 @@ def counts(setup: SetUp, rtol: float, respect_hypotheses: bool = True) -> Eviden
         hypotheses = ()
     if not all(h.holds for h in hypotheses):
         return Evidence(hypotheses)
-    conclusions, steps = [], 2000
-    if setup.share <= 1 and np.all(setup.alpha < limits):
+    bounded = setup.share <= 1 and bool(np.all(setup.alpha < limits))
+    lower = upper = np.array([2000.0])
+    if bounded:
         lower, upper = theory.factorization.step_bounds(0.99 * lam, lam, setup.alpha, setup.step_size, depth)
-        steps = int(np.ceil(upper.max()))
-        y = setup.eigenvalues(steps)[:, : len(lam)] ** depth
-        for i, k in enumerate(np.argmax(y >= 0.99 * lam, axis=0).tolist()):
-            conclusions += [
-                Conclusion(f"λ = {lam[i]:g}: steps to 0.99 λ over their upper bound", k / upper[i], 1.0),
-                Conclusion(f"λ = {lam[i]:g}: their lower bound over the steps", lower[i] / k, 1.0),
-            ]
-    d = setup.eigenvalues(steps)[:, : len(lam)] / limits
+    d = (
+        setup.eigenvalues(int(1.2 * upper.max()) + 1)[:, : len(lam)] / limits
+    )  # a breach of the bound would show
+    learned = d**depth >= 0.99
+    conclusions = []
+    for i in range(len(lam)) if bounded else ():
+        k = float(np.argmax(learned[:, i])) if learned[-1, i] else np.inf
+        conclusions += [
+            Conclusion(f"λ = {lam[i]:g}: steps to 0.99 λ over their upper bound", k / float(upper[i]), 1.0),
+            Conclusion(f"λ = {lam[i]:g}: their lower bound over the steps", float(lower[i]) / k, 1.0),
+        ]
     fall, excess = float(np.max(-np.diff(d, axis=0))), float(np.max(d - 1))
     conclusions += [
         Conclusion("largest fall in one step, relative", max(fall, 0.0), 1e-12),
@@ -246,8 +248,7 @@ def ranks(
     last = int(np.ceil(1.5 * max(i.start for i in intervals)))
     run = setup.matrices(last)
     w = setup.model.end_to_end(run.theta)
-    sizes = np.linalg.svd(w, compute_uv=False)
-    rank = sizes.sum(axis=1) / sizes[:, 0]
+    rank = _ranks(np.linalg.svd(w, compute_uv=False))
     u = setup.vectors
     conclusions = []
     for i in intervals:
@@ -377,11 +378,14 @@ def leaves(setup: SetUp, seed: float, steps: int, rtol: float, respect_hypothese
     if not all(h.holds for h in hypotheses):
         return Evidence(hypotheses)
     found, eta = leaving(setup, seed, steps), setup.step_size
+    onset = float(found.onset[1])
+    # rounding of the start changes the first difference by ε α / seed, and so when it has grown
+    rounded = setup.alpha / seed / float(np.log1p(-eta * least)) / onset if least < 0 else 1.0
     return Evidence(
         hypotheses,
         (
             Conclusion("rate of growth of W_1 − W_2ᵀ, log(1 + η|λ|) / η", found.slope, 1e-3, float(np.log1p(-eta * least) / eta)),
-            Conclusion("steps until it passes 0.1", float(found.onset[0]), 0.02, float(found.onset[1])),
+            Conclusion("steps until it passes 0.1", float(found.onset[0]), 0.02, onset, rounded),
             Conclusion("strength at the end, the eigenvalue after all", float(found.strength[-1]), 1e-8, float(least)),
         ),
     )  # fmt: skip
@@ -428,7 +432,7 @@ def claims(size: str) -> list[tuple[Claim, str]]:
         add(
             f"closed form of the flow, N = {n}",
             path,
-            partial(follows, SetUp(SPECTRUM[:4], n, STARTS.get(n, 0.4))),
+            partial(follows, SetUp(SPECTRUM[:6], n, STARTS.get(n, 0.4))),
         )
         add(f"number of steps, N = {n}", count, partial(counts, SetUp(MIXED[:3], n, 0.1)))
     control(
@@ -451,8 +455,8 @@ def claims(size: str) -> list[tuple[Claim, str]]:
     control(
         "limit, one factor perturbed", goal, partial(limits, SetUp(MIXED, 2, 0.1), 4000, start=_perturbed)
     )
-    add("one factor perturbed", either, partial(recovers, SetUp(DISTINCT, 2, 0.1), 0.2))
-    control("one factor perturbed by nothing", either, partial(recovers, SetUp(DISTINCT, 2, 0.1), 0.0))
+    add("one factor perturbed", either, partial(recovers, SetUp(MIXED, 2, 0.1), 0.2))
+    control("one factor perturbed by nothing", either, partial(recovers, SetUp(MIXED, 2, 0.1), 0.0))
     add("leaving the equality of the factors", part, partial(leaves, SetUp(MIXED, 2, 0.1), 1e-15, 1500))
     control(
         "leaving, no negative eigenvalue",

@@ -26,10 +26,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gflow._check import finite_array, of_type
+from gflow._check import finite_array, number, of_type, positive_int
 from gflow.models.linear import Symmetric, split_strength
 from gflow.problem import Problem
-from gflow.theory.linear import _lambda_balance, riccati_matrix, solve_riccati
+from gflow.theory.linear import (
+    _balance_defect,
+    _broadcast,
+    _norm2,
+    _real,
+    _relative,
+    _required_balance,
+    riccati_matrix,
+    solve_riccati,
+)
 from gflow.theory.prediction import Hypothesis, Prediction, Refused, times_of
 
 Array = NDArray[np.float64]
@@ -58,10 +67,11 @@ class _Frames(NamedTuple):
     C: Array
 
 
-def _frames(target: Array, w1: Array, w2: Array) -> _Frames:
+def _frames(target: Array, w: Array) -> _Frames:
     left, s, right = np.linalg.svd(target, full_matrices=False)
-    u, size, v = np.linalg.svd(w2 @ w1, full_matrices=False)
-    return _Frames(left, s, right.T, u, size, v.T, *alignment(target, w2 @ w1))
+    u, size, v = np.linalg.svd(w, full_matrices=False)
+    a, b = u.T @ left, v @ right.T
+    return _Frames(left, s, right.T, u, size, v.T, a + b, a - b)
 
 
 def alignment(target: ArrayLike, W: ArrayLike) -> tuple[Array, Array]:
@@ -71,12 +81,15 @@ def alignment(target: ArrayLike, W: ArrayLike) -> tuple[Array, Array]:
     ----------
     target, W : array (k, d)
         Signs of singular vectors are those of ``np.linalg.svd``: only |det B| and its singular values have a meaning.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or an entry is not finite.
     """
     goal = finite_array("target", target, ("k", "d"))
-    left, _, right = np.linalg.svd(goal, full_matrices=False)
-    u, _, v = np.linalg.svd(finite_array("W", W, goal.shape), full_matrices=False)
-    a, b = u.T @ left, v @ right.T
-    return a + b, a - b
+    found = _frames(goal, finite_array("W", W, goal.shape))
+    return found.B, found.C
 
 
 def conditions(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> tuple[Hypothesis, ...]:
@@ -100,10 +113,7 @@ def conditions(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> tuple[Hypothe
         If shapes do not fit.
     """
     goal, w1, w2 = _layers(target, W1, W2)
-    f, count = _frames(goal, w1, w2), min(goal.shape)
-    above, below = w2.T @ w2, w1 @ w1.T
-    size = max(np.linalg.norm(above, 2), np.linalg.norm(below, 2))
-    unequal = float(np.linalg.norm(above - below, 2) / size) if size > 0 else 0.0
+    f, count = _frames(goal, w2 @ w1), min(goal.shape)
 
     def condition(values: Array) -> float:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -111,7 +121,7 @@ def conditions(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> tuple[Hypothe
 
     spread = np.append(1.0, np.linalg.svd(f.B, compute_uv=False)[-1])
     return (
-        Hypothesis("zero-balanced start", unequal),
+        Hypothesis("zero-balanced start", _balance_defect([w1, w2])),
         Hypothesis("no bottleneck (defect: missing hidden units)", float(max(count - len(w1), 0))),
         Hypothesis("target of full rank (defect: rounding × condition)", condition(f.s)),
         Hypothesis("start of full rank (defect: rounding × condition)", condition(f.S)),
@@ -160,7 +170,7 @@ def zero_balanced(
             f"the closed form of zero-balanced starts (arXiv 2409.14623) is refused: {'; '.join(failed)}. "
             "gflow.theory.linear.riccati needs a λ-balanced start only; force=True computes the formula all the same."
         )
-    f = _frames(goal, w1, w2)
+    f = _frames(goal, w2 @ w1)
     inverse = np.linalg.inv(f.B)  # B^-1; B^-T is its transpose
     off_right = f.V - f.right @ (f.right.T @ f.V)  # zero unless d > k
     off_left = f.U - f.left @ (f.left.T @ f.U)
@@ -189,27 +199,41 @@ def aligned_strength(t: ArrayLike, s: ArrayLike, s0: ArrayLike, b: ArrayLike, c:
     Parameters
     ----------
     t : array
-        Times ≥ 0.
+        Finite times ≥ 0.
     s, s0 : array
         Singular values > 0 of target and start.
     b, c : array
-        Diagonal entries of B and C: (±2, 0) where both vectors point alike, (0, ±2) where one is turned round.
+        Diagonal entries of B and C, to 1e-6: (±2, 0) where both vectors point alike, (0, ±2) where one is turned round.
 
     Returns
     -------
     u : array
         Of the shape to which the arguments broadcast.
 
+    Raises
+    ------
+    ValueError
+        If a time is negative, a singular value is not above 0, or b and c are other than that.
+
     Notes
     -----
-    (s0 b² s − s0 c² s e⁴) / (4 s e² + s0 b² (1 − e²) + s0 c² (e² − e⁴)), e = e^(−st).  It is
-    :func:`gflow.theory.linear.mode_strength` at depth 2 from +s0 or, turned round, from −s0.
+    (s0 b² s − s0 c² s e⁴) / (4 s e² + s0 b² (1 − e²) + s0 c² (e² − e⁴)), e = e^(−st), here without the factor 4 e² that
+    becomes 0/0 where one vector is turned round.  It is :func:`gflow.theory.linear.mode_strength` at depth 2 from +s0 or, turned round, from −s0.
     """
-    target, size = np.asarray(s, dtype=np.float64), np.asarray(s0, dtype=np.float64)
-    two = np.exp(-2 * target * np.asarray(t, dtype=np.float64))
-    b2, c2 = np.square(b, dtype=np.float64), np.square(c, dtype=np.float64)
-    below = 4 * target * two + size * (1 - two) * (b2 + c2 * two)
-    return (size * target * (b2 - c2 * two**2) / below)[()]
+    times, target, size, first, second = _broadcast(
+        t=_real("t", t, 0.0), s=_real("s", s), s0=_real("s0", s0), b=_real("b", b), c=_real("c", c)
+    )
+    for name, values in (("s", target), ("s0", size)):
+        if np.any(values <= 0):
+            raise ValueError(f"{name} must hold singular values > 0; got {values.min():g}")
+    less, more = np.sort(np.abs([first, second]), axis=0)
+    odd = float(np.max(np.maximum(less, np.abs(more - 2)), initial=0.0))
+    if odd > 1e-6:
+        raise ValueError(f"b and c must be ±2 and 0, or 0 and ±2; they miss it by {odd:.2g}")
+    two = np.exp(-2 * target * times)
+    fade = size * -np.expm1(-2 * target * times)
+    alike = np.abs(first) > 1
+    return np.where(alike, size * target / (target * two + fade), -size * target * two / (target + fade))[()]
 
 
 # ---- λ-balanced starts -------------------------------------------------------------------------------------
@@ -231,9 +255,19 @@ def rates(s: ArrayLike, balance: float, inputs: int, outputs: int) -> Array:
     -------
     array (d + k,)
         ± √(s² + λ²/4), and sgn(k − d) λ/2, |k − d| times.
+
+    Raises
+    ------
+    ValueError
+        If an argument is not of its kind or shape.
     """
-    pairs = np.hypot(finite_array("s", s, (min(inputs, outputs),)), 0.5 * balance)
-    alone = np.full(abs(outputs - inputs), 0.5 * np.sign(outputs - inputs) * balance)
+    d, k, half = (
+        positive_int("inputs", inputs),
+        positive_int("outputs", outputs),
+        0.5 * number("balance", balance),
+    )
+    pairs = np.hypot(_real("s", finite_array("s", s, (min(d, k),)), 0.0), half)
+    alone = np.full(abs(k - d), np.sign(k - d) * half)
     return np.sort(np.concatenate([pairs, -pairs, alone]))
 
 
@@ -251,10 +285,15 @@ def mixing(s: ArrayLike, balance: float) -> tuple[Array, Array]:
     -------
     H, A : array
         H = (√(λ² + 4s²) − 2s) / λ, here without its cancellation and 0 at λ = 0.
+
+    Raises
+    ------
+    ValueError
+        If a singular value is negative or a number not finite.
     """
-    twice = 2 * np.asarray(s, dtype=np.float64)
-    size = np.hypot(balance, twice) + twice
-    h = np.divide(balance, size, out=np.zeros_like(size), where=size > 0)
+    lam, twice = number("balance", balance), 2 * _real("s", s, 0.0)
+    size = np.hypot(lam, twice) + twice
+    h = np.divide(lam, size, out=np.zeros_like(size), where=size > 0)
     return h[()], (1 / np.hypot(1.0, h))[()]
 
 
@@ -272,8 +311,14 @@ def factor_values(s: ArrayLike, balance: float) -> tuple[Array, Array]:
     -------
     s1, s2 : array
         s2² − s1² = λ and s1 s2 = s: √((√(λ² + 4s²) ∓ λ) / 2), the smaller without cancellation.
+
+    Raises
+    ------
+    ValueError
+        If a singular value is negative or a number not finite.
     """
-    return split_strength(s, balance)
+    first, second = split_strength(_real("s", s, 0.0), number("balance", balance))
+    return first[()], second[()]
 
 
 def _leading(target: Array, balance: float, hidden: int) -> tuple[Array, Array]:
@@ -305,18 +350,11 @@ def overlap(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> Array:
     """
     goal, w1, w2 = _layers(target, W1, W2)
     start = np.vstack([w1.T, w2])
-    values = np.linalg.svd(_leading(goal, _balance(w1, w2), len(w1))[1].T @ start, compute_uv=False)
-    size = float(np.linalg.norm(start, 2))
+    size, balance = _norm2(start), _required_balance(w1, w2)
+    if abs(balance) <= 4 * len(start) * _EPS * size**2:  # rounding, which would pass for directions to learn
+        balance = 0.0
+    values = np.linalg.svd(_leading(goal, balance, len(w1))[1].T @ start, compute_uv=False)
     return np.asarray(values / size if size > 0 else values, dtype=np.float64)
-
-
-def _balance(w1: Array, w2: Array) -> float:
-    balance, defect = _lambda_balance(w1, w2)
-    if defect > 1e-6:
-        raise ValueError(
-            f"W1 and W2 must satisfy W2ᵀW2 − W1W1ᵀ = λI; they miss it by {defect:.2g} relative to the terms"
-        )
-    return balance
 
 
 def limit(target: ArrayLike, balance: float, hidden: int) -> Array:
@@ -336,8 +374,21 @@ def limit(target: ArrayLike, balance: float, hidden: int) -> Array:
         With λ = 0 and enough hidden units: W_1ᵀW_1 = V_s S Vₛᵀ, W_2W_2ᵀ = U_s S Uₛᵀ; with fewer the best approximation of
         the target of rank h is learned.  In general W_1ᵀW_1 and W_2W_2ᵀ have the squares of :func:`factor_values`,
         and |λ| on what the larger side has beyond the smaller, if λ points to it and units are left.
+
+    Raises
+    ------
+    ValueError
+        If an argument is not of its kind, or the limit is not unique.
     """
-    mu, basis = _leading(finite_array("target", target, ("k", "d")), balance, hidden)
+    goal, units = finite_array("target", target, ("k", "d")), positive_int("hidden", hidden)
+    mu, basis = _leading(goal, number("balance", balance), units + 1)
+    if len(mu) > units:
+        if mu[1] - mu[0] <= len(basis) * _EPS * mu[-1]:
+            raise ValueError(
+                f"hidden must not divide equal eigenvalues of F, or the limit depends on the start: number {units} is "
+                f"{mu[1]:g}, and so is the next"
+            )
+        mu, basis = mu[1:], basis[:, 1:]
     return basis * (2 * mu) @ basis.T
 
 
@@ -356,10 +407,16 @@ def tangent_kernel(qq: ArrayLike, X: ArrayLike) -> Array:
     array (..., n k, n k)
         (X W_1ᵀW_1 Xᵀ) ⊗ I + (X Xᵀ) ⊗ W_2W_2ᵀ: sample by sample, the k outputs of a sample together, as
         :func:`gflow.observe.ntk`.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit or entries are not finite.
     """
-    x = finite_array("X", X, ("n", "d"))
+    x, square = finite_array("X", X, ("n", "d")), _real("qq", qq)
     n, d = x.shape
-    square = np.asarray(qq, dtype=np.float64)
+    if square.ndim < 2 or square.shape[-1] != square.shape[-2] or square.shape[-1] <= d:
+        raise ValueError(f"qq must have shape (..., d + k, d + k) with d = {d} and k > 0; got {square.shape}")
     k = square.shape[-1] - d
     first, second = x @ square[..., :d, :d] @ x.T, square[..., d:, d:]
     kernel = np.einsum("...ij,ab->...iajb", first, np.eye(k)) + np.einsum(
@@ -369,10 +426,23 @@ def tangent_kernel(qq: ArrayLike, X: ArrayLike) -> Array:
 
 
 def kernel_distance(first: ArrayLike, second: ArrayLike) -> Array:
-    """1 − ⟨K, K'⟩ / (‖K‖ ‖K'‖) of two kernels (..., m, m): 0 if they are parallel, dimensionless."""
-    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    a = a / np.linalg.norm(a, axis=(-2, -1), keepdims=True)
-    b = b / np.linalg.norm(b, axis=(-2, -1), keepdims=True)
+    """1 − ⟨K, K'⟩ / (‖K‖ ‖K'‖) of two kernels (..., m, m): 0 if they are parallel, dimensionless.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit, or a kernel is zero or not finite.
+    """
+    directions = []
+    for name, value in (("first", first), ("second", second)):
+        kernel = _real(name, value)
+        if kernel.ndim < 2 or kernel.shape[-2:] != np.shape(first)[-2:]:
+            raise ValueError(f"{name} must hold matrices (..., m, m) of one shape; got shape {kernel.shape}")
+        size = np.linalg.norm(kernel, axis=(-2, -1), keepdims=True)
+        if np.any(size == 0):
+            raise ValueError(f"{name} must hold no zero kernel: it has no direction")
+        directions.append(kernel / size)
+    a, b = _broadcast(first=directions[0], second=directions[1])
     return 0.5 * np.sum((a - b) ** 2, axis=(-2, -1))  # 1 − cosine, without its cancellation
 
 
@@ -440,8 +510,8 @@ def symmetric_map(model: Symmetric, problem: Problem, theta0: ArrayLike, force: 
     model.check_problem(problem, model.dimension, model.dimension)
     (u,) = model.unpack(finite_array("theta0", theta0, (model.size,)))
     goal = 0.5 * (problem.Y + problem.Y.T)
-    size = float(np.linalg.norm(problem.Y, 2))
-    skew = float(np.linalg.norm(problem.Y - goal, 2)) / size if size > 0 else 0.0
+    size = _norm2(problem.Y)
+    skew = _relative(_norm2(problem.Y - goal), size)
     rate = 4 * float(problem.factor or 0.0)
     decay = problem.weight_decay / (rate * size) if size > 0 else float(problem.weight_decay > 0)
     return Prediction(

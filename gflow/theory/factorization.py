@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gflow._check import finite_array, positive, positive_int
-from gflow.theory.linear import mode_time
+from gflow.theory.linear import _broadcast, _real, mode_time
 
 Array = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
@@ -36,6 +36,30 @@ def _depth(depth: int) -> int:
     if n < 2:
         raise ValueError(f"depth must be a whole number >= 2; got {n}")
     return n
+
+
+def _start(alpha: float, n: int) -> float:
+    """α^N, or a ValueError where it is no normal number."""
+    a = positive("alpha", alpha)
+    with np.errstate(over="ignore", under="ignore"):
+        start = float(np.power(a, n))
+    if not np.finfo(float).tiny <= start < np.inf:
+        raise ValueError(
+            f"alpha must have a power alpha^N that floating point holds; got {a:g}^{n} = {start:g}"
+        )
+    return start
+
+
+def _cautious_step(largest: Array, curvature: Array | int, n: int) -> Array:
+    """1 / (curvature · largest^(2N − 2)), or a ValueError where floating point does not hold it."""
+    with np.errstate(over="ignore", under="ignore", divide="ignore"):
+        step = 1 / (curvature * largest ** (2 * n - 2))
+    if not np.all((step > 0) & np.isfinite(step)):
+        raise ValueError(
+            f"alpha and the eigenvalues must have a step size that floating point holds; max(α, |λ|^(1/N)) = "
+            f"{np.max(largest):g} has {np.min(step):g} at N = {n}"
+        )
+    return np.asarray(step)[()]
 
 
 def _spectrum(spectrum: ArrayLike) -> Array:
@@ -77,10 +101,10 @@ def monotone_step(target: ArrayLike, alpha: float, depth: int) -> Array:
     M = max(α, |λ|^(1/N)).
     """
     n, alpha = _depth(depth), positive("alpha", alpha)
-    target = np.asarray(target, dtype=np.float64)
-    most = np.maximum(alpha, np.abs(target) ** (1 / n)) ** (2 * n - 2)
-    rising = alpha**n <= target
-    return 1 / np.where(rising, n * most, (3 * n - 2) * most)[()]
+    lam = _real("target", target)
+    limit = np.abs(lam) ** (1 / n)
+    rising = (lam > 0) & (alpha <= limit)
+    return _cautious_step(np.maximum(alpha, limit), np.where(rising, float(n), 3.0 * n - 2), n)
 
 
 def common_step(spectrum: ArrayLike, alpha: float, depth: int) -> float:
@@ -89,8 +113,8 @@ def common_step(spectrum: ArrayLike, alpha: float, depth: int) -> float:
     Arguments and errors as in :func:`monotone_step`.  The form of the source's condition.
     """
     n, alpha = _depth(depth), positive("alpha", alpha)
-    largest = float(np.abs(np.asarray(spectrum, dtype=np.float64)).max())
-    return 1 / ((3 * n - 2) * max(alpha, largest ** (1 / n)) ** (2 * n - 2))
+    limits = np.abs(finite_array("spectrum", spectrum, ("n",))) ** (1 / n)
+    return float(_cautious_step(np.append(limits, alpha).max(), 3 * n - 2, n))
 
 
 def stable_step(target: ArrayLike, depth: int) -> Array:
@@ -99,7 +123,7 @@ def stable_step(target: ArrayLike, depth: int) -> Array:
     Arguments and errors as in :func:`monotone_step`.
     """
     n = _depth(depth)
-    rising = np.maximum(np.asarray(target, dtype=np.float64), 0.0)
+    rising = np.maximum(_real("target", target), 0.0)
     with np.errstate(divide="ignore"):
         return 2 / (n * rising ** (2 - 2 / n))
 
@@ -138,13 +162,14 @@ def step_bounds(
     Notes
     -----
     With T1 the flow's time below d* (see the module), T2 above:
-    T1/η + (T2/η)(1 − ηL2) − 1 ≤ k ≤ (T1/η)(1 + ηL1) + T2/η + 2, L1 = max w' on the way below d*,
-    L2 = N λ^(2 − 2/N).  Where the way lies wholly on one side, the −1 falls away and the 2 is a 1: they
-    are for the step across d*, which takes at most η / (1 − ηL2) of its time above, and for rounding up.
+    T1/η + (T2/η)(1 − ηL2) ≤ k ≤ (T1/η)(1 + ηL1) + T2/η + 1, L1 = max w' on the way below d*,
+    L2 = N λ^(2 − 2/N); the 1 is for rounding up.  The step from d across d*, with a share u of it below, takes a time
+    a below and b above for which a + (1 − ηL2) b ≤ η ≤ (1 + ηL1) a + b: there w lies between w(d) and
+    w(d*) ≤ (1 + u ηL1) w(d), above it is at least (1 − ηL2) w(d).
     """
-    n, alpha, eta = _depth(depth), positive("alpha", alpha), positive("step_size", step_size)
-    end, lam = np.broadcast_arrays(np.asarray(goal, dtype=np.float64), np.asarray(target, dtype=np.float64))
-    start = alpha**n
+    n, eta = _depth(depth), positive("step_size", step_size)
+    start = _start(alpha, n)
+    end, lam = _broadcast(goal=_real("goal", goal), target=_real("target", target))
     if not np.all((start < end) & (end < lam)):
         raise ValueError(
             f"goal must lie between alpha^N = {start:g} and the target; got goal {end!r:.60}, target {lam!r:.60}"
@@ -157,9 +182,8 @@ def step_bounds(
     below, above = mode_time(start, turn, lam, n), mode_time(turn, end, lam, n)
     steepest = np.clip((n - 2) * lam / (2 * (2 * n - 1)), start, turn)  # where w' is largest
     slope = (n - 1) * lam * steepest ** (1 - 2 / n) - (2 * n - 1) * steepest ** (2 - 2 / n)
-    across = np.where((below > 0) & (above > 0), 1.0, 0.0)
-    lower = below / eta + above / eta * (1 - eta / limit) - across
-    upper = below / eta * (1 + eta * np.maximum(slope, 0.0)) + above / eta + 1 + across
+    lower = below / eta + above / eta * (1 - eta / limit)
+    upper = below / eta * (1 + eta * np.maximum(slope, 0.0)) + above / eta + 1
     return np.maximum(lower, 0.0)[()], upper[()]
 
 
@@ -169,7 +193,7 @@ def decay(t: ArrayLike, target: ArrayLike, alpha: float, depth: int) -> Array:
     Parameters
     ----------
     t : array
-        Times ≥ 0, or step size × number of steps.
+        Finite times ≥ 0, or step size × number of steps.
     target : array
         Eigenvalues λ ≤ 0.
     alpha : float
@@ -185,7 +209,7 @@ def decay(t: ArrayLike, target: ArrayLike, alpha: float, depth: int) -> Array:
     Raises
     ------
     ValueError
-        If an eigenvalue is positive.
+        If an eigenvalue is positive or a time is negative.
 
     Notes
     -----
@@ -194,15 +218,18 @@ def decay(t: ArrayLike, target: ArrayLike, alpha: float, depth: int) -> Array:
     flow, so that it holds for it as well.
     """
     n, alpha = _depth(depth), positive("alpha", alpha)
-    time, lam = np.broadcast_arrays(np.asarray(t, dtype=np.float64), np.asarray(target, dtype=np.float64))
+    time, lam = _broadcast(t=_real("t", t, 0.0), target=_real("target", target))
     if np.any(lam > 0):
         raise ValueError(f"target must hold eigenvalues <= 0; got {lam.max():g}")
-    flat = (alpha ** (2 - 2 * n) + (2 * n - 2) * time) ** (-1 / (2 * n - 2))
-    if n == 2:
-        falling = alpha * np.exp(lam * time)
-    else:
-        falling = (alpha ** (2 - n) - (n - 2) * lam * time) ** (-1 / (n - 2))
-    return np.minimum(flat, falling)[()]
+
+    def power_law(p: int, rate: Array) -> Array:
+        """Solution of d' = −rate d^(p + 1), in logarithms, which neither under- nor overflow."""
+        with np.errstate(divide="ignore"):
+            grown = np.log(p * rate) + np.log(time) + p * np.log(alpha)
+        return alpha * np.exp(-np.logaddexp(0.0, grown) / p)
+
+    falling = alpha * np.exp(lam * time) if n == 2 else power_law(n - 2, -lam)
+    return np.minimum(power_law(2 * n - 2, np.ones_like(lam)), falling)[()]
 
 
 # ---- effective rank ----------------------------------------------------------------------------------------
@@ -215,6 +242,16 @@ def plateaus(spectrum: ArrayLike) -> Array:
     ----------
     spectrum : array (n,)
         Eigenvalues, descending; r of them positive.  Descent from α I never sees the others but as zeros.
+
+    Returns
+    -------
+    array (r,)
+        Dimensionless, ascending from 1; empty if no eigenvalue is positive.
+
+    Raises
+    ------
+    ValueError
+        If the eigenvalues are not finite and in descending order.
     """
     rising = _spectrum(spectrum)
     rising = rising[rising > 0]
@@ -264,12 +301,15 @@ def _split(spectrum: ArrayLike, count: int, delta: ArrayLike, rho: ArrayLike) ->
         raise ValueError(
             f"count must be at most {np.count_nonzero(lam > 0)}, the positive eigenvalues; got {size}"
         )
-    small = np.broadcast_to(np.asarray(delta, dtype=np.float64), (size,))
-    rest = np.broadcast_to(np.asarray(rho, dtype=np.float64), (len(lam) - size,))
-    for name, values in (("delta", small), ("rho", rest)):
-        if not np.all(values >= 0):
-            raise ValueError(f"{name} must hold numbers >= 0; got {values.min():g}")
-    return lam, small, rest
+    return lam, _part("delta", delta, size), _part("rho", rho, len(lam) - size)
+
+
+def _part(name: str, value: ArrayLike, size: int) -> Array:
+    """Numbers ≥ 0 of shape (size,), from them or from one of them."""
+    numbers = _real(name, value, 0.0)
+    if numbers.shape not in ((), (size,)):
+        raise ValueError(f"{name} must be a number or have shape ({size},); got shape {numbers.shape}")
+    return np.broadcast_to(numbers, (size,))
 
 
 @dataclass(frozen=True)
@@ -349,7 +389,8 @@ def rank_interval(
     ahead of the flow.
     """
     lam, small, rest = _split(spectrum, count, delta, rho)
-    n, start = _depth(depth), positive("alpha", alpha) ** depth
+    n = _depth(depth)
+    start = _start(alpha, n)
     if not np.all((small > 0) & (small < lam[:count])):
         raise ValueError(f"delta must lie between 0 and the eigenvalues; got {small!r:.60}")
     if start >= lam[count - 1]:
@@ -458,8 +499,8 @@ def rounding_growth(d: ArrayLike, spectrum: ArrayLike, depth: int, step_size: fl
         The largest over the Hessian's blocks of δ(k + 1) = (1 + η rate(k)) δ(k) + ε √n max d(k), ε the rounding
         unit.  Rounding may do better by chance: products of equal matrices may round equally.
     """
-    points = finite_array("d", d, ("K", len(np.asarray(spectrum))))
-    growth = 1 + positive("step_size", step_size) * _block_rates(points, spectrum, depth)
+    growth = 1 + positive("step_size", step_size) * _block_rates(d, spectrum, depth)
+    points = np.asarray(d, dtype=np.float64)
     seed = _EPS * np.sqrt(points.shape[1]) * np.abs(points).max(axis=1)
     state = np.full(growth.shape[1], seed[0])
     out = np.empty(len(points))

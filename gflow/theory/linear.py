@@ -530,12 +530,7 @@ def riccati(t: ArrayLike, target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> Ar
     times = np.atleast_1d(_real("t", t, 0.0))
     if times.ndim != 1:
         raise ValueError(f"t must have shape (T,); got {times.shape}")
-    balance, defect = _lambda_balance(w1, w2)
-    if defect > 1e-6:
-        raise ValueError(
-            f"W1 and W2 must satisfy W2ᵀW2 − W1W1ᵀ = λI; they miss it by {defect:.2g} relative to the terms"
-        )
-    return _riccati(times, goal, w1, w2, balance)
+    return _riccati(times, goal, w1, w2, _required_balance(w1, w2))
 
 
 def _lambda_balance(w1: Array, w2: Array) -> tuple[float, float]:
@@ -544,6 +539,16 @@ def _lambda_balance(w1: Array, w2: Array) -> tuple[float, float]:
     excess = above - below
     balance = float(np.trace(excess)) / len(excess)
     return balance, _relative(_norm2(excess - balance * np.eye(len(excess))), _norm2(above), _norm2(below))
+
+
+def _required_balance(w1: Array, w2: Array) -> float:
+    """λ, or a ValueError where there is none."""
+    balance, defect = _lambda_balance(w1, w2)
+    if defect > 1e-6:
+        raise ValueError(
+            f"W1 and W2 must satisfy W2ᵀW2 − W1W1ᵀ = λI; they miss it by {defect:.2g} relative to the terms"
+        )
+    return balance
 
 
 def _riccati(times: Array, target: Array, w1: Array, w2: Array, balance: float) -> Array:
@@ -1064,6 +1069,7 @@ def modes(model: DeepLinear, problem: Problem, theta0: ArrayLike, force: bool = 
 
     Notes
     -----
+    A start from multiples of the identity is aligned with any symmetric target, see ``problem.target_svd``.
     Modes beyond the network's rank min(widths), and right singular vectors outside the row space of the
     inputs, do not move.  ``bound`` holds for any start, see the module, and is inf from where it ceases to say
     anything.  The hypotheses of balance and of alignment have one effect, that of the distance from a nearest

@@ -62,3 +62,32 @@ def test_half_of_the_starts_are_obstructed():
     assert abs(found.opposite.mean() - 0.5) < 4 * 0.5 / 20
     np.testing.assert_array_equal(found.determinant < 1e-10, found.opposite)
     np.testing.assert_array_equal(found.overlap < 1e-12, found.opposite)
+
+
+@pytest.mark.parametrize("level", paper.LEVELS)
+def test_the_rate_from_imbalance_is_a_bound_and_twice_it_is_none(level):
+    setup = paper.Wide(level=level)
+    t = np.linspace(0.0, 4 / setup.rate, 40)
+    loss = setup.losses(setup.flow(t, 1e-10).theta)
+    assert np.all(loss[1:] < loss[0] * np.exp(-2 * setup.rate * t[1:]))
+    if level == 2:
+        assert loss[-1] > loss[0] * np.exp(-4 * setup.rate * t[-1])
+    assert paper.Wide(1, level=level).rate == 0  # too few units for two outputs
+
+
+def test_hidden_directions_of_their_own():
+    for apart in (False, True):
+        setup = paper.Wide(apart=apart)
+        first, second = setup.model.unpack(setup.start)
+        off = first - first @ setup.rows.T @ setup.rows
+        on = first - off
+        assert np.linalg.norm(off) > 0.5
+        mixed = max(np.abs(on.T @ off).max(), np.abs(second @ off).max())
+        assert (mixed < 1e-14) == apart
+
+
+def test_the_distance_from_the_least_norm_falls_with_the_width_however_the_runs_are_stopped():
+    found = [paper.distances(h, "quick") for h in (20, 80)]
+    assert found[0][0].mean() > 1.5 * found[1][0].mean()
+    for coarse_and_fine in found:
+        np.testing.assert_allclose(*coarse_and_fine, rtol=1e-6)

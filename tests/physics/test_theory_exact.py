@@ -16,6 +16,7 @@ from gflow.problem import Problem
 from gflow.theory.linear import mode_strength, riccati, riccati_matrix, unbalanced_mode
 from gflow.theory.prediction import Refused
 
+ORTHOGONAL = np.linalg.qr(np.random.default_rng(20).standard_normal((4, 4)))[0]
 SHAPES = [(4, 4, 4), (4, 6, 4), (3, 5, 5), (5, 7, 3), (5, 10, 2)]  # d, h, k
 
 
@@ -176,6 +177,13 @@ def test_aligned_strengths(b, c, sign):
     np.testing.assert_allclose(
         theory.aligned_strength(t, s, s0, b, c), mode_strength(t, s, sign * s0, 2), rtol=7e-12, atol=1e-300
     )
+    late = theory.aligned_strength(1e4, s, s0, b, c)  # where the formula as it is printed is 0/0
+    np.testing.assert_allclose(late, s if sign > 0 else 0, rtol=1e-15)
+    e = np.exp(-s * t)
+    printed = (s0 * b**2 * s - s0 * c**2 * s * e**4) / (
+        4 * s * e**2 + s0 * b**2 * (1 - e**2) + s0 * c**2 * (e**2 - e**4)
+    )
+    np.testing.assert_allclose(theory.aligned_strength(t, s, s0, b, c), printed, rtol=1e-12)
 
 
 @pytest.mark.parametrize("imbalance", [0.5, -1.3, 4.0, 50.0])
@@ -235,6 +243,21 @@ def test_a_sign_obstructs_exactly_where_B_is_singular():
         assert theory.conditions(target, w1, w2)[-1].holds != opposite or not opposite
         count += opposite
     assert abs(count / 2000 - 0.5) < 4 * 0.5 / np.sqrt(2000)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3), (3, 4, 5)])
+@pytest.mark.parametrize("values", [(1.0, 1.0, 1.0), (1e-3, 1e-3, 1e-3), (2.0, 1e-8, 1e-8)])
+def test_equal_and_small_singular_values_change_nothing(shape, values):
+    """What rounding leaves of λ may exceed a small target's own rounding: it is no direction to learn."""
+    rng = np.random.default_rng(21)
+    d, h, k = shape
+    u, v, u0, v0, hidden = (np.linalg.qr(rng.standard_normal((n, 3)))[0] for n in (k, d, k, d, h))
+    target, w1, w2 = u * np.array(values) @ v.T, hidden * 0.3 @ v0.T, u0 * 0.3 @ hidden.T
+    assert len(theory.overlap(target, w1, w2)) == 3
+    assert theory.overlap(target, w1, w2)[-1] > 1e-3
+    t = np.array([0.0, 0.5, 3.0, 30.0, 1e4])
+    exact = riccati(t, target, w1, w2)
+    np.testing.assert_allclose(theory.zero_balanced(t, target, w1, w2, force=True), exact, atol=1e-11)
 
 
 def test_an_obstructed_flow_ends_at_the_saddle_until_rounding_takes_it_away():
@@ -417,3 +440,40 @@ def test_imbalanced_starts_keep_the_end_to_end_map(kind):
         model.init("balanced", 0.4, imbalance=np.nan)
     with pytest.raises(ValueError, match="imbalance must be 0 but for two layers .* got 1 for 3 layers"):
         DeepLinear((3, 3, 3, 3)).init("balanced", 0.4, imbalance=1.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: theory.alignment(np.eye(3), np.ones((2, 3))), r"W must have shape \(3, 3\); got \(2, 3\)"),
+        (lambda: theory.conditions(np.eye(3), np.eye(2, 3), np.eye(3)), r"W2 must have shape \(k, 2\)"),
+        (
+            lambda: theory.zero_balanced(-1.0, np.eye(3), np.eye(3), np.eye(3)),
+            "t must be finite numbers >= 0",
+        ),
+        (lambda: theory.aligned_strength(-1.0, 1.0, 1.0, 2.0, 0.0), "t must be finite numbers >= 0; got -1"),
+        (lambda: theory.aligned_strength(1.0, 0.0, 1.0, 2.0, 0.0), "s must hold singular values > 0; got 0"),
+        (lambda: theory.aligned_strength(1.0, 1.0, 1.0, 1.0, 0.0), "b and c must be ±2 and 0.*miss it by 1"),
+        (lambda: theory.rates([1.0, -2.0], 1.0, 2, 2), "s must be finite numbers >= 0; got -2"),
+        (lambda: theory.rates([1.0], np.nan, 1, 2), "balance must be a finite number; got nan"),
+        (lambda: theory.mixing(np.nan, 1.0), "s must be finite numbers >= 0; got nan"),
+        (lambda: theory.mixing(1.0, np.nan), "balance must be a finite number; got nan"),
+        (lambda: theory.factor_values(-1.0, 1.0), "s must be finite numbers >= 0; got -1"),
+        (lambda: theory.factor_values(1.0, np.nan), "balance must be a finite number; got nan"),
+        (lambda: theory.limit(np.eye(3), 0.0, -1), "hidden must be a whole number >= 1; got -1"),
+        (lambda: theory.limit(np.eye(3), 0.0, 2), "the limit depends on the start: number 2 is 1"),
+        (lambda: theory.limit(1.3 * ORTHOGONAL, 0.0, 2), "the limit depends on the start: number 2 is 1.3"),
+        (lambda: theory.limit(np.ones((3, 1)), 2.0, 2), "the limit depends on the start: number 2 is 1"),
+        (lambda: theory.tangent_kernel(np.eye(3), np.ones((4, 3))), "qq must have shape"),
+        (
+            lambda: theory.tangent_kernel(np.full((5, 5), np.nan), np.ones((4, 3))),
+            "qq must be finite numbers",
+        ),
+        (lambda: theory.kernel_distance(np.eye(2), np.zeros((2, 2))), "second must hold no zero kernel"),
+        (lambda: theory.kernel_distance(np.eye(2), np.eye(3)), "second must hold matrices"),
+        (lambda: theory.imbalance_rate(np.ones((3, 2)), np.ones((2, 4))), "W2 must have shape"),
+    ],
+)
+def test_arguments_without_a_meaning_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -122,6 +122,16 @@ def test_instability_is_the_least_eigenvalue_of_the_hessian(depth):
         assert least == pytest.approx(min(-rate, within.min()), rel=1e-8)
 
 
+@pytest.mark.parametrize("depth", [2, 3, 5])
+def test_a_single_eigenvalue_leaves_by_the_difference_of_its_factors(depth):
+    deep, problem = DeepLinear((1,) * (depth + 1)), Problem.factorization([[-0.7]])
+    for d in (0.3, 0.6, 1.1):
+        rate = theory.instability([[d]], [-0.7], depth)[0]
+        assert rate == pytest.approx((d**depth + 0.7) * d ** (depth - 2), rel=1e-14)
+        least = observe.smallest_eigenvalue(deep, problem, np.full(depth, d))
+        assert least == pytest.approx(-rate, rel=1e-8)
+
+
 # ---- step sizes ----------------------------------------------------------------------------------------------
 
 
@@ -188,6 +198,20 @@ def test_step_bounds_hold_for_random_cases_and_meet_for_small_steps():
             assert k * eta == pytest.approx(float(mode_time(start, goal, lam, depth)), rel=0.1)
 
 
+@pytest.mark.parametrize("depth", [2, 3, 4, 7])
+@pytest.mark.parametrize("start", [1e-6, 0.02, 0.12, 0.3])
+def test_the_upper_bound_holds_the_steepest_rise_of_the_speed_on_the_way(depth, start):
+    lam = 1.7
+    goal = 0.99 * lam * (depth - 1) / (2 * depth - 1)  # just below the inflection
+    alpha, eta = (start * lam) ** (1 / depth), 0.5 / (depth * lam ** (2 - 2 / depth))
+    d = np.linspace(alpha, goal ** (1 / depth), 20001)
+    rise = (depth - 1) * lam * d ** (depth - 2) - (2 * depth - 1) * d ** (2 * depth - 2)
+    flow = float(mode_time(alpha**depth, goal, lam, depth))
+    lower, upper = theory.step_bounds(goal, lam, alpha, eta, depth)
+    assert lower == pytest.approx(flow / eta, rel=1e-12)
+    assert ((upper - 1) * eta / flow - 1) / eta == pytest.approx(rise.max(), rel=1e-6)
+
+
 # ---- eigenvalues that are not learned ------------------------------------------------------------------------
 
 
@@ -203,12 +227,22 @@ def test_zero_and_negative_eigenvalues_decay_as_the_laws_say(depth):
         assert np.all(d[some] <= law[some] * (1 + 1e-9))
         late = law[(t > 20) & some] / d[(t > 20) & some]
         np.testing.assert_allclose(late, late[-1], rtol=0.2)  # the law, up to a constant
+        assert theory.decay(0.0, lam, 0.4, depth) == 0.4
         if depth > 2:
             assert law[-1] == pytest.approx(d[-1], rel=0.05 if lam else 1e-9)
         eta = 0.9 * float(theory.monotone_step(lam, 0.4, depth))
         steps = iterate(np.array([lam]), 0.4, eta, depth, 500)[:, 0]
         flow = mode_strength(eta * np.arange(501), lam, 0.4**depth, depth) ** (1 / depth)
         assert np.all(steps <= flow * (1 + 1e-11))  # descent is ahead
+
+
+def test_laws_of_decay_neither_under_nor_overflow():
+    assert theory.decay(5.0, 0.0, 1e-120, 5) == 1e-120
+    assert theory.decay(1.0, -1.0, 1e-200, 2) == pytest.approx(1e-200 / np.e, rel=1e-12)
+    for depth in (2, 3, 6):  # from far above, what is left of the start is nothing
+        assert theory.decay(3.0, 0.0, 1e200, depth) == pytest.approx(
+            (3 * (2 * depth - 2)) ** (-1 / (2 * depth - 2)), rel=1e-12
+        )
 
 
 @pytest.mark.parametrize("lam", [2.0, 0.3, -0.4, -1.5])
@@ -333,10 +367,22 @@ def test_an_interval_of_steps_holds_whole_numbers_and_one_of_times_any():
         (lambda: theory.plateaus([1.0, 2.0]), "spectrum must hold eigenvalues in descending order"),
         (lambda: theory.rank_bounds([1.0, -1.0], 2, 0.1, 0.1), "count must be at most 1"),
         (lambda: theory.rank_bounds([1.0, 0.5], 1, 1.5, 0.1), "delta must be below the largest"),
-        (lambda: theory.rank_bounds([1.0, 0.5], 1, 0.1, -0.1), "rho must hold numbers >= 0"),
+        (lambda: theory.rank_bounds([1.0, 0.5], 1, 0.1, -0.1), "rho must be finite numbers >= 0; got -0.1"),
         (lambda: theory.rank_interval([1.0, 0.5], 1, 1.1, 2, 0.1, 0.1), "alpha must be below"),
         (lambda: theory.rank_interval([1.0, 0.5], 1, 0.1, 2, 2.0, 0.1), "delta must lie between"),
         (lambda: theory.rank_interval([1.0, 0.5], 1, 0.1, 2, 0.1, 0.1, 0.9), "step_size must be at most"),
+        (lambda: theory.common_step([np.nan], 0.1, 2), r"spectrum must be finite; spectrum\[0\] is nan"),
+        (lambda: theory.common_step([1.0], 1e300, 2), "a step size that floating point holds; .* 1e\\+300 has 0"),
+        (lambda: theory.monotone_step(0.0, 1e-200, 3), "a step size that floating point holds; .* 1e-200 has inf"),
+        (lambda: theory.monotone_step(np.nan, 0.1, 2), "target must be finite numbers; got nan"),
+        (lambda: theory.stable_step(np.nan, 2), "target must be finite numbers; got nan"),
+        (lambda: theory.step_bounds(0.5, 1.0, 1e-200, 0.1, 2), "alpha must have a power .* 1e-200.2 = 0"),
+        (lambda: theory.step_bounds([0.5, 0.6], [1.0] * 3, 0.1, 0.1, 2), "goal and target must have shapes"),
+        (lambda: theory.decay(-1.0, 0.0, 0.1, 2), "t must be finite numbers >= 0; got -1"),
+        (lambda: theory.decay(1.0, np.nan, 0.1, 2), "target must be finite numbers; got nan"),
+        (lambda: theory.rank_bounds([1.0, 0.5], 1, [0.1, 0.1], 0.1), r"delta must be a number or have shape \(1,\)"),
+        (lambda: theory.rank_bounds([1.0, 0.5], 1, 0.1, np.nan), "rho must be finite numbers >= 0; got nan"),
+        (lambda: theory.rounding_growth([[0.1]], 3.0, 2, 0.1), "spectrum must have shape"),
     ],
 )  # fmt: skip
 def test_numbers_outside_of_their_range_are_named(call, message):

@@ -507,6 +507,51 @@ def test_modes_of_an_init_kind_aligned_and_of_a_multiple_of_a_degenerate_target(
     assert theory.modes(model, problem, model.pack(weights)).applies
 
 
+@pytest.mark.parametrize("spectrum", [(3.0, 1.0, 0.0, 0.0), (2.0, 0.5, -0.5, -2.0), (1.0, 1.0, -1.0, 0.0)])
+@pytest.mark.parametrize("kind", ["factorization", "regression", "rounded"])
+def test_a_multiple_of_the_identity_is_aligned_with_any_symmetric_target(spectrum, kind):
+    """Zeros, and a value with its negative: whose singular vectors a decomposition is free to choose."""
+    rng = np.random.default_rng(12)
+    v = orthonormal(4, 4, rng)
+    target = v * np.array(spectrum) @ v.T
+    if kind != "rounded":
+        target = 0.5 * (target + target.T)
+    problem = Problem.factorization(target)
+    if kind == "regression":
+        x = orthonormal(12, 4, rng)
+        problem = Problem(x, x @ target.T, factor=0.5)
+    u, s, w = problem.target_svd
+    np.testing.assert_allclose(u * s @ w.T, target, atol=1e-14)
+    np.testing.assert_allclose(np.abs(np.sum(u * w, axis=0)), 1, rtol=1e-14)
+    t = np.linspace(0, 4, 5)
+    for depth in (2, 3):
+        model = DeepLinear((4,) * (depth + 1))
+        theta0 = model.init("identity", 0.4)
+        path = layer_flow(model.unpack(theta0), gradient_of(problem), t)
+        predictions = [theory.modes] + [theory.unbalanced_modes] * (depth == 2)
+        for prediction in (make(model, problem, theta0) for make in predictions):
+            assert prediction.applies, [str(h) for h in prediction.hypotheses]
+            np.testing.assert_allclose(prediction.predict(t), strengths_along(problem, path), atol=1e-11)
+            assert prediction.bound(t)[1] < 1e-12
+
+
+def test_symmetric_targets_on_part_of_the_inputs():
+    rng = np.random.default_rng(13)
+    x = orthonormal(9, 4, rng) @ orthonormal(6, 4, rng).T  # four of six inputs
+    rows = np.linalg.svd(x)[2][:4].T
+    for values in ((2.0, -1.0, 0.0, 0.0), (1.0, -1.0, 0.5, -0.5)):
+        problem = Problem(x, x @ (rows * np.array(values) @ rows.T))
+        u, s, v = problem.target_svd
+        np.testing.assert_allclose(u * s @ v.T, problem.target, atol=1e-14)
+        for frame in (u, v):
+            np.testing.assert_allclose(frame.T @ frame, np.eye(6), atol=1e-14)
+        np.testing.assert_allclose(s, [*sorted(np.abs(values), reverse=True), 0.0, 0.0], atol=1e-14)
+        np.testing.assert_allclose(np.abs(np.sum(u * v, axis=0)), 1, rtol=1e-14)
+        np.testing.assert_allclose(rows.T @ v[:, 4:], 0, atol=1e-14)  # the last two are not seen
+        model = DeepLinear((6, 6, 6))
+        assert theory.modes(model, problem, model.init("identity", 0.1)).applies
+
+
 def test_modes_leave_alone_what_lies_off_the_row_space():
     x = np.vstack([np.eye(4)[:2], -np.eye(4)[:2]])
     problem = Problem(x, x[:, :2] @ np.array([[2.0, 0.0, 0.0], [0.0, 0.5, 0.0]]))
