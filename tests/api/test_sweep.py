@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,8 @@ import pytest
 import xarray
 
 import gflow
-from gflow import _key, sweeps
+from gflow import _key
+from gflow.sweeps import run, work
 
 PACKAGE = Path(gflow.__file__).parent
 AXES = {"a": [0.5, 1.0, 2.0], "b": range(4)}
@@ -71,7 +73,7 @@ def store(tmp_path):
 
 def points(store):
     """Files of the finished points."""
-    return sorted(Path(store).rglob("output.pkl"))
+    return sorted(Path(store).rglob("*.point"))
 
 
 # ---- the result --------------------------------------------------------------------------------------------
@@ -270,6 +272,9 @@ def test_what_cannot_be_sent_to_workers_or_hashed_is_refused(store):
 
     with pytest.raises(ValueError, match="function and settings must be .* cannot be pickled"):
         gflow.sweep(locked, {"a": [1.0]}, jobs=2)
+    ufunc = np.frompyfunc(lambda a: 2 * a, 1, 1)
+    with pytest.raises(ValueError, match="store needs a key .*ufunc, which .* reads is a ufunc, whose code"):
+        gflow.sweep(lambda a: ufunc(a), {"a": [1.0]}, store, jobs=1)
     with pytest.raises(ValueError, match="store needs a key .*lock, which .*locked reads is a lock"):
         gflow.sweep(locked, {"a": [1.0]}, store, jobs=1)
     assert gflow.sweep(locked, {"a": [1.0]}, jobs=1).value == 1.0
@@ -278,27 +283,73 @@ def test_what_cannot_be_sent_to_workers_or_hashed_is_refused(store):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda a: np.zeros(int(a)), r"same names and shapes .* at a=1.0 it returned value \(1,\) of numbers, at a=2.0 value \(2,\)"),
-        (lambda a: {"x": a} if a < 2 else {"y": a}, r"at a=1.0 it returned x \(\) of numbers, at a=2.0 y \(\)"),
-        (lambda a: a if a < 2 else "text", r"at a=2.0 value \(\) of text"),
-        (lambda a: xarray.DataArray([1.0], {"t": [a]}), r"same coordinates at every point; those of 't' differ between a=1.0 and a=2.0"),
         (lambda a: None, r"function must return a number, .*; at a=1.0 it returned a NoneType"),
+        (lambda a: np.ma.masked_array([a], [True]), r"at a=1.0 it returned a MaskedArray"),
         (lambda a: {}, r"at a=1.0 it returned an empty dict"),
         (lambda a: {1: a}, r"at a=1.0 it returned a dict with the key 1; wanted names"),
         (lambda a: [[1], [1, 2]], r"at a=1.0 it returned \[\[1\], \[1, 2\]\] as 'value'"),
-        (lambda a: {"a": a}, r"outputs under names of their own; at a=1.0 one is 'a'"),
+        (lambda a: {"a": a}, r"at a=1.0 it returned an output named 'a', which is the name of an axis"),
         (lambda a: {"x": xarray.DataArray([a], {"t": [1]}), "y": xarray.DataArray([a, a], {"t": [1, 2]})},
          r"at a=1.0 it returned outputs of which 'y' has other coordinates 't' than one before it"),
         (lambda a: {"x": xarray.DataArray([a], dims="t"), "y": xarray.DataArray([a, a], dims="t")},
-         r"outputs that fit into one Dataset; at a=1.0: .*conflicting sizes"),
-        (lambda a: {"error": a}, r"outputs under names of their own; at a=1.0 one is 'error'"),
+         r"at a=1.0 it returned outputs that do not fit into one Dataset: .*conflicting sizes"),
+        (lambda a: {"error": a}, r"at a=1.0 it returned an output named 'error'"),
         (lambda a: gflow.flow(gflow.DeepLinear((1, 1)), gflow.Problem.factorization([[1.0]]), [a], 1.0),
          r"returned a Trajectory; wanted a number, .* \(of a trajectory, such as trajectory.loss"),
     ],
 )  # fmt: skip
-def test_outputs_that_fit_no_grid_are_named_with_their_points(function, message):
+def test_a_function_that_returns_no_output_at_any_point_is_told_so(function, message):
     with pytest.raises(ValueError, match=message):
         gflow.sweep(function, {"a": [1.0, 2.0]}, jobs=1)
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (lambda: np.zeros(2), r"same names and shapes .* at a=1 it returned value \(2,\) of numbers, at a=2 value \(\) of numbers"),
+        (lambda: {"y": 1}, r"at a=1 it returned y \(\) of numbers, at a=2 value \(\) of numbers"),
+        (lambda: "text", r"at a=1 it returned value \(\) of text"),
+        (lambda: None, r"function must return a number, .*; it returned a NoneType"),
+        (lambda: {"a": 1}, r"it returned an output named 'a'"),
+        (lambda: gflow, r"it returned a module"),
+    ],
+)  # fmt: skip
+def test_the_points_that_fit_no_grid_with_most_others_are_missing(odd, message, store):
+    """Also if the first one is: what is finished is never lost."""
+    for kept in (None, store, store):
+        with pytest.warns(UserWarning, match="1 of 5 points failed and are missing, the first at a=1"):
+            grid = gflow.sweep(lambda a: odd() if a == 1 else a, {"a": range(1, 6)}, kept, 1)
+        np.testing.assert_array_equal(grid.value, [np.nan, 2, 3, 4, 5])
+        assert re.search(message, grid.error.values[0]) and (grid.error[1:] == "").all()
+
+
+def test_the_points_whose_coordinates_are_not_those_of_most_are_missing():
+    with pytest.warns(UserWarning, match="1 of 3 points failed"):
+        grid = gflow.sweep(
+            lambda a: xarray.DataArray([a, a], {"t": [0, max(a, 2)]}), {"a": [1, 2, 3]}, jobs=1
+        )
+    assert list(grid.t) == [0, 2] and np.isnan(grid.value.sel(a=3)).all() and (grid.value.sel(a=2) == 2).all()
+    assert re.search(
+        r"same coordinates .* at a=3 it returned value \(2,\) .*t \[0 3\]\), at a=1 .*t \[0 2\]\)",
+        grid.error.values[2],
+    )
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_hopeless_sweep_ends_early(counted, jobs, store):
+    """As does that of curves at the times of an adaptive method."""
+    function = functools.partial(curve_or_none, counted)
+    with pytest.raises(ValueError, match="it returned a NoneType"):
+        gflow.sweep(function, {"a": [0], "b": range(500)}, store, jobs)
+    assert 20 <= len(counted.calls) < 500
+    with pytest.warns(UserWarning, match="those of 20 points were all different: .* points were not run"):
+        grid = gflow.sweep(function, {"a": [1], "b": range(1, 500)}, store, jobs)
+    assert np.isfinite(grid.value).any(dim="value_0").sum() == 1 and len(counted.calls) < 999
+
+
+def curve_or_none(counted, a, b):
+    counted(a, b)
+    return np.ones(b) if a else None
 
 
 # ---- failing points ----------------------------------------------------------------------------------------
@@ -345,11 +396,10 @@ def test_a_sweep_of_which_all_points_fail_says_so():
 
 
 def test_whole_numbers_that_floats_cannot_hold_are_told_of():
-    with (
-        pytest.warns(UserWarning, match="'value' has whole numbers above 2"),
-        pytest.warns(UserWarning, match="1 of 2 points failed"),
-    ):
+    with pytest.warns(UserWarning, match="1 of 2 points failed .* 'value' has whole numbers above 2"):
         gflow.sweep(lambda a: 2**60 + 1 if a else 1 // a, {"a": [0, 1]}, jobs=1)
+    with pytest.warns(UserWarning, match="'value' has whole numbers above 2.*others are no whole numbers"):
+        gflow.sweep(lambda a: 2**60 + 1 if a else 0.5, {"a": [0, 1]}, jobs=1)
 
 
 def test_units_of_nothing_are_told_of():
@@ -358,7 +408,7 @@ def test_units_of_nothing_are_told_of():
 
 
 def test_what_is_finished_when_a_backend_fails_is_returned(monkeypatch, store):
-    real = sweeps.joblib.Parallel
+    real = run.joblib.Parallel
 
     class Failing(real):
         """Loses its cluster after four points."""
@@ -369,7 +419,7 @@ def test_what_is_finished_when_a_backend_fails_is_returned(monkeypatch, store):
                     raise TimeoutError("no workers")
                 yield outcome
 
-    monkeypatch.setattr(sweeps.joblib, "Parallel", Failing)
+    monkeypatch.setattr(run.joblib, "Parallel", Failing)
     with pytest.warns(UserWarning, match=r"TimeoutError: no workers: 8 of 12 points were not run .* goes on"):
         grid = gflow.sweep(product, AXES, store, 1)
     assert sorted(set(grid.error.values.ravel())) == ["", "not run: TimeoutError: no workers"]
@@ -460,6 +510,12 @@ HELPERS = {
                   "import gflow\nP = gflow.Problem.factorization([[3.0]])\ndef f(a): return P.Y.sum() * a", False),
     "the same problem": ("import gflow\nP = gflow.Problem.factorization([[2.0]])\ndef f(a): return P.Y.sum() * a",
                          "import gflow\nP = gflow.Problem.factorization([[2.0]])\nP.__dict__.setdefault('x', 0) and 0\ndel P.__dict__['x']\ndef f(a): return P.Y.sum() * a", True),
+    "a table's order": ("K = {'x': 2, 'y': 3}\ndef f(a): return list(K.values())[0] * a", "K = {'y': 3, 'x': 2}\ndef f(a): return list(K.values())[0] * a", False),
+    "how it is compiled": ("import numba\n@numba.njit\ndef f(a): return 2 * a", "import numba\n@numba.njit(fastmath=True)\ndef f(a): return 2 * a", False),
+    "a metaclass": ("class M(type):\n    def g(c, a): return 2 * a\nclass C(metaclass=M): pass\ndef f(a): return C.g(a)",
+                    "class M(type):\n    def g(c, a): return 3 * a\nclass C(metaclass=M): pass\ndef f(a): return C.g(a)", False),
+    "an operator that is a partial": ("from functools import partial\nclass C: __call__ = partial(max, 2)\nf = C()",
+                                      "from functools import partial\nclass C: __call__ = partial(max, 3)\nf = C()", False),
     "what a try covers": ("def f(a):\n    try:\n        a = g(a)\n        a = g(a)\n    except KeyError:\n        a = 0\n    return a\ndef g(a): return a",
                           "def f(a):\n    try:\n        a = g(a)\n    except KeyError:\n        a = 0\n    a = g(a)\n    return a\ndef g(a): return a", False),
 }  # fmt: skip
@@ -489,13 +545,14 @@ def load(folder, name, text):
                                  "def f(a):\n    import helper_of_user as h\n    return h.g(a)",
                                  "import helper_of_user\ndef f(a): return (lambda: helper_of_user.g(a))()",
         "import helper_of_user as h\ndef f(a): return [h][0].g(a)",
+        "import helper_of_user as h\ndef f(a): return getattr(h, 'K')[0] * h.g(a)",
         "def f(a):\n    from helper_of_user import __doc__, g\n    return g(a)",
         "import helper_of_user\nclass C:\n    def g(self, a): return helper_of_user.g(a)\nc = C()\ndef f(a): return c.g(a)"])  # fmt: skip
 def test_helpers_of_other_modules_are_in_the_key(use, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     keys = []
-    for text in ("K = 2\ndef g(a): return K * a", "# \nK = 2\ndef g(a): return K * a", "K = 3\ndef g(a): return K * a",
-                 "K = 2\ndef g(a): return K + a"):  # fmt: skip
+    for text in ("K = [2]\ndef g(a): return K[0] * a", "# \nK = [2]\ndef g(a): return K[0] * a", "K = [3]\ndef g(a): return K[0] * a",
+                 "K = [2]\ndef g(a): return K[0] + a"):  # fmt: skip
         load(tmp_path, "helper_of_user", text)
         keys.append(_key.key_of(load(tmp_path, "mod_of_user", use).f, {})[0])
     assert keys[0] == keys[1] and len(set(keys)) == 3
@@ -518,7 +575,7 @@ def test_keys_are_the_same_in_another_process(tmp_path):
     text = """
         import sys; sys.path.insert(0, {folder!r})
         import mod_of_user
-        from gflow import _key, sweeps
+        from gflow import _key
         print(_key.key_of(mod_of_user.f, {{"names": {{"x", "y", "zebra", "word"}}, "n": 3}})[0])
     """
     (tmp_path / "mod_of_user.py").write_text(
@@ -535,13 +592,13 @@ def test_keys_are_the_same_in_another_process(tmp_path):
 def test_a_store_that_workers_do_not_share_is_written_to_by_the_calling_process(
     tmp_path, counted, monkeypatch
 ):
-    send = sweeps._Work.__reduce__
+    send = work.Work.__reduce__
 
     def send_elsewhere(work):
-        make, (packed, key, folder, *rest) = send(work)
-        return make, (packed, key, folder.replace("here", "there"), *rest)
+        make, (packed, (folder, key), *rest) = send(work)
+        return make, (packed, (folder.replace("here", "there"), key), *rest)
 
-    monkeypatch.setattr(sweeps._Work, "__reduce__", send_elsewhere)
+    monkeypatch.setattr(work.Work, "__reduce__", send_elsewhere)
     gflow.sweep(counted, AXES, tmp_path / "here", 2)
     assert len(points(tmp_path / "here")) == 12 and len(counted.calls) == 12
     shutil.rmtree(tmp_path / "there")
@@ -585,7 +642,7 @@ def test_workers_refuse_a_helper_that_was_edited_after_its_import(tmp_path, stor
         gflow.sweep(module.f, {"a": [1, 2]}, store, 2)
     module.K = 2
     (tmp_path / "edited_of_user.py").write_text("K = 2\ndef f(a): return K + a + 1")
-    sweeps._new_workers()  # older ones have imported what this process has, and may run it
+    run._new_workers()  # older ones have imported what this process has, and may run it
     with pytest.raises(
         ValueError, match=r"the same in the workers as here; .* edited_of_user:f is not what it is"
     ):
@@ -851,9 +908,7 @@ def check_full(got, store, why, kept):
     assert len(points(store)) == kept
     (said,) = [text for text in got["said"] if "store" in text]
     assert f"{12 - kept} of 12 points could not be written to store ({why})" in said
-    leftovers = [f for f in Path(store).rglob("*") if f.is_file() and f.name not in (
-        "output.pkl", "func_code.py", "sweep.json", ".gitignore")]  # fmt: skip
-    assert leftovers == []
+    assert {f.suffix for f in Path(store).rglob("*") if f.is_file()} == {".point", ".json"}
 
 
 @pytest.mark.skipif(
