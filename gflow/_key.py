@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.special
 
 import gflow
 from gflow._record import _KNOWN, _PLAIN, _find, _globals_read, _plain_function
@@ -268,10 +267,11 @@ class _Hasher:
             owner = getattr(value, "__self__", None)
             about = [] if owner is None or isinstance(owner, types.ModuleType) else [self.digest(owner, path)]
             return [getattr(value, "__qualname__", value.__name__), *_compiled_in(value), *about]
-        if isinstance(value, np.ufunc) and value not in (
-            getattr(np, value.__name__, 0),
-            getattr(scipy.special, value.__name__, 0),
-        ):
+        if isinstance(value, np.ufunc):
+            import scipy.special
+
+            if any(getattr(module, value.__name__, None) is value for module in (np, scipy.special)):
+                return [value.__name__]
             raise Unkeyable(f"{path} is a ufunc, whose code cannot be read")
         if isinstance(value, staticmethod | classmethod):
             return [self.digest(value.__func__, path)]

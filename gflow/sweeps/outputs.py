@@ -39,13 +39,15 @@ class Outputs(NamedTuple):
         if xarray is not None and isinstance(value, xarray.DataArray):
             value = value.to_dataset(name=value.name or "value")
         if xarray is not None and isinstance(value, xarray.Dataset):
+            # a single value is no coordinate of a grid: it may be another one at each point
+            value = value.reset_coords([name for name, part in value.coords.items() if not part.dims])
             return cls(
                 {str(name): _labelled(name, part) for name, part in value.data_vars.items()},
                 {str(name): _labelled(name, part) for name, part in value.coords.items()},
             )
         named = dict(value) if isinstance(value, Mapping) else {"value": value}
         if not named:
-            raise BadOutput(f"an empty dict; wanted {WANTED}")
+            raise BadOutput("an empty dict")
         made = cls({}, {})
         for name, part in named.items():
             if not isinstance(name, str):
@@ -114,13 +116,13 @@ def _array(name: Any, value: Any) -> NDArray[Any]:
     try:
         array = np.asarray(value)
     except (ValueError, TypeError) as error:
-        raise BadOutput(f"{value!r:.80} as {name!r} ({error}); wanted {WANTED}") from error
+        raise BadOutput(f"{value!r:.80} as {name!r} ({error})") from error
     hidden = isinstance(value, np.ndarray) and type(value) not in _BARE  # a mask, a unit
     if array.dtype.kind not in "biufcU" or hidden:
-        hint = ""
+        hint = f" of type {array.dtype}" if isinstance(value, np.ndarray) else ""
         if type(value).__name__ == "Trajectory":
             hint = " (of a trajectory, such as trajectory.loss, trajectory.end or trajectory['sharpness'])"
-        raise BadOutput(f"a {type(value).__name__}; wanted {WANTED}{hint}")
+        raise BadOutput(f"a {type(value).__name__}{hint}")
     return array
 
 

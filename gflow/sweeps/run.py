@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import time
 import warnings
 from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +21,6 @@ from gflow.sweeps.work import LONGEST_ERROR, Outcome, Work, run_point
 if TYPE_CHECKING:
     import xarray
 
-_PATIENCE = 60.0  # seconds
 #: Points after which a sweep ends if all were bad, or no two of them alike: it will not be better at the others.
 _ENOUGH = 20
 
@@ -142,7 +140,7 @@ class Run:
             sent: set[int] = set()
             back: set[int] = set()
             try:
-                self.run_at_once(rest, jobs, sent, back, apart=bool(suspects))
+                self.run_at_once(rest, jobs, sent, back)
             except _Refused:
                 if renewed or not self.local:
                     raise
@@ -155,27 +153,22 @@ class Run:
             rest = [number for number in rest if number not in sent]
         for number in suspects:
             try:
-                self.run_at_once([number], 2, set(), set(), apart=True)
+                self.run_at_once([number], 2, set(), set())
             except Exception as error:
                 if not _is_death(error):
                     raise
                 text = "the worker process that ran it died (out of memory, or a crash of compiled code)"
                 self.take(Outcome(number, "error", f"{type(error).__name__}: {text}"))
 
-    def run_at_once(self, numbers: list[int], jobs: int, sent: set[int], back: set[int], apart: bool) -> None:
-        if apart:
-            _wait_for_workers()
-
+    def run_at_once(self, numbers: list[int], jobs: int, sent: set[int], back: set[int]) -> None:
         def calls() -> Iterator[Any]:
             for number in numbers:
                 sent.add(number)
-                yield joblib.delayed(run_point)(
-                    self.work, number, self.points[number], self.keys[number], apart
-                )
+                yield joblib.delayed(run_point)(self.work, number, self.points[number], self.keys[number])
 
         parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
         self.local = type(getattr(parallel, "_backend", None)).__name__ == "LokyBackend"
-        _tell_of_lost_batches(parallel)
+        _mend_dask(parallel)
         outcomes = parallel(calls())
         try:
             for outcome in outcomes:
@@ -257,13 +250,6 @@ class Run:
         return notes
 
 
-def _wait_for_workers() -> None:
-    """Wait until a cluster of which workers died has two: with one, joblib would run points in this process."""
-    deadline = time.monotonic() + _PATIENCE
-    while joblib.effective_n_jobs(2) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
 def _new_workers() -> None:
     """Stop joblib's idle workers: they may have imported what has been edited, and imported anew here, since."""
     from joblib.externals.loky import get_reusable_executor
@@ -276,15 +262,17 @@ def _is_death(error: Exception) -> bool:
     return isinstance(error, BrokenProcessPool) or type(error).__name__ == "KilledWorker"
 
 
-def _tell_of_lost_batches(parallel: Any) -> None:
-    """Let joblib hear of batches that Dask gave up, as it does if their workers died too often.
+def _mend_dask(parallel: Any) -> None:
+    """Mend two things in joblib's Dask backend, if it is that.
 
-    joblib's Dask backend keeps such an exception to itself, and waits for the batch for ever.
+    It runs in the calling process what meets a cluster of a single worker, as others restart, and what kills that one
+    would kill the caller.  And it keeps to itself the exception of a batch that Dask gave up, as it does if its workers
+    died too often, and waits for it for ever.
     """
     backend: Any = getattr(parallel, "_backend", None)
-    if type(backend).__name__ != "DaskDistributedBackend":
+    if type(backend).__name__ != "DaskDistributedBackend" or "submit" in vars(backend):
         return
-    submit = backend.submit
+    submit, effective_n_jobs = backend.submit, backend.effective_n_jobs
 
     def submit_and_tell(batch: Any, callback: Any = None) -> Any:
         future = submit(batch, callback)
@@ -293,3 +281,4 @@ def _tell_of_lost_batches(parallel: Any) -> None:
         return future
 
     backend.submit = submit_and_tell
+    backend.effective_n_jobs = lambda n_jobs: max(2, effective_n_jobs(n_jobs))

@@ -92,14 +92,8 @@ def _received(packed: bytes, where: tuple[str, str] | None, home: int, cause: st
 _unpacking = threading.Lock()
 
 
-def run_point(work: Work, number: int, point: dict[str, Any], key: str, apart: bool) -> Outcome:
-    """Compute a point, or take it from the store.
-
-    ``apart``: not in the calling process, since it may be this point that kills the one it runs in.
-    """
-    if apart and os.getpid() == work.home:
-        why = "not run: a worker process died, and there was no other to run it in"
-        return Outcome(number, "error", why)
+def run_point(work: Work, number: int, point: dict[str, Any], key: str) -> Outcome:
+    """Compute a point, or take it from the store."""
     with _unpacking:
         if work.call is None and not work.refusal:
             work.unpack()
