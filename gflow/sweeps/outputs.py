@@ -109,7 +109,7 @@ def _labelled(name: Any, given: Any) -> Part:
         str(key): value if isinstance(value, str | Number | np.ndarray) else str(value)
         for key, value in given.attrs.items()
     }
-    return Part(tuple(given.dims), _array(name, given.values), attributes)
+    return Part(tuple(map(str, given.dims)), _array(name, given.values), attributes)
 
 
 def _array(name: Any, value: Any) -> NDArray[Any]:

@@ -58,7 +58,7 @@ class Run:
                 self.run(self.take_kept(range(self.grid.size)), jobs)
             except KeyboardInterrupt:
                 self.stopped = "interrupted"
-                with suppress(KeyboardInterrupt):  # what workers have finished and could not hand back
+                with suppress(KeyboardInterrupt, _End):  # what workers have finished and could not hand back
                     self.take_kept([n for n, result in enumerate(self.results) if result is None])
             except Exception as error:  # no point's, but such as the loss of a whole cluster
                 ours = isinstance(error, _End)
@@ -151,14 +151,18 @@ class Run:
                     raise
                 suspects += sorted(sent - back)
             rest = [number for number in rest if number not in sent]
-        for number in suspects:
-            try:
-                self.run_at_once([number], 2, set(), set())
-            except Exception as error:
-                if not _is_death(error):
-                    raise
-                text = "the worker process that ran it died (out of memory, or a crash of compiled code)"
-                self.take(Outcome(number, "error", f"{type(error).__name__}: {text}"))
+        for last in (False, True):  # a second time, since a worker may have died of something else
+            for number in [number for number in suspects if self.results[number] is None]:
+                try:
+                    self.run_at_once([number], 2, set(), set())
+                except Exception as error:
+                    if not _is_death(error):
+                        raise
+                    if last:
+                        text = (
+                            "the worker process that ran it died (out of memory, or a crash of compiled code)"
+                        )
+                        self.take(Outcome(number, "error", f"{type(error).__name__}: {text}"))
 
     def run_at_once(self, numbers: list[int], jobs: int, sent: set[int], back: set[int]) -> None:
         def calls() -> Iterator[Any]:
