@@ -652,19 +652,16 @@ def test_another_source_of_gflow_gives_no_old_results(tmp_path):
     package = tmp_path / "other" / "gflow"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     calls = tmp_path / "calls"
-    script = SCRIPT.format(
-        count=COUNT, body="return a + b", run=f"gflow.sweep(f, AXES, {str(tmp_path / 'store')!r}, 1)"
-    )
-    for _ in range(2):
-        python(script, str(calls), package=package)
-        assert len(lines(calls)) == 12
+    run = f"gflow.sweep(f, AXES, {str(tmp_path / 'store')!r}, 1)"
+    script = SCRIPT.format(count=COUNT, body="return a + b", run=f"{run}; {run}")
+    python(script, str(calls), package=package)
+    assert len(lines(calls)) == 12
     with open(package / "observe.py", "a") as file:
         file.write("\n# another line\n")
     python(script, str(calls), package=package)
     assert len(lines(calls)) == 24
 
     stale = "import os; os.utime(gflow.__path__[0] + '/observe.py', (2e9, 2e9)); "
-    run = f"gflow.sweep(f, AXES, {str(tmp_path / 'store')!r}, 1)"
     script = SCRIPT.format(count=COUNT, body="return a + b", run=stale + run)
     with pytest.raises(
         AssertionError, match="ValueError: store needs .*observe.py has changed since this process"
@@ -796,12 +793,14 @@ def norms(seed, scale):
 AXES = {"seed": range(400), "scale": [0.25, 0.5, 1.0, 2.0, 4.0]}
 """
 LONG = f"""
-import os, sys
+import os, sys, time
 import gflow
 {COUNT}
 {NORMS}
 def f(seed, scale):
     count(f"{{seed}} {{scale}}")
+    while sum(1 for line in open(sys.argv[1])) > int(sys.argv[4]):  # it is to be killed
+        time.sleep(0.01)
     return norms(seed, scale)
 if __name__ == "__main__":
     for _ in range(2):  # the second call computes nothing
@@ -816,13 +815,13 @@ def test_a_sweep_killed_three_times_loses_only_what_was_in_flight(tmp_path, reco
     repeats = [0]
     for part in range(3):
         enough = rng.randint(500 * part + 20, 500 * part + 480)  # a random moment, with some work left
-        process = start(LONG, str(calls), *arguments)
+        process = start(LONG, str(calls), *arguments, str(500 * part + 600))
         wait_for(lambda enough=enough: len(lines(calls)) >= enough, process)
         kill(process)
         process.communicate()
         assert len(lines(calls)) < 2000
         repeats.append(len(lines(calls)) - len(set(lines(calls))))
-    python(LONG, str(calls), *arguments)
+    python(LONG, str(calls), *arguments, "10000")
     seen = lines(calls)
     repeats.append(len(seen) - len(set(seen)))
     record_property("repeats", repeats)
@@ -849,11 +848,13 @@ def loss(n):
     return gflow.flow(model, problem, theta0, [40.0, 1e4], rtol=1e-12, method="dop853").loss[-1]
 """
 INTERRUPTED = f"""
-import json, os, sys
+import json, os, sys, time
 {COUNT}
 {FLOW}
 def f(n):
     count(n)
+    while n > 500 and sys.argv[4] == "1000":  # it is to be interrupted
+        time.sleep(0.01)
     return loss(n)
 if __name__ == "__main__":
     size = int(sys.argv[4])
