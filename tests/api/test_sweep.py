@@ -853,7 +853,7 @@ import json, os, sys, time
 {FLOW}
 def f(n):
     count(n)
-    while n > 500 and sys.argv[4] == "1000":  # it is to be interrupted
+    while n > 40 and sys.argv[4] == "1000":  # it is to be interrupted
         time.sleep(0.01)
     return loss(n)
 if __name__ == "__main__":
