@@ -117,7 +117,7 @@ class Run:
         if len(self.bad) == min(_ENOUGH, self.grid.size) == self.done:
             which, found = min(self.bad.items())
             raise _End(f"function must return {WANTED}; at {self.at(which)} it returned {found}")
-        if len(self.forms) == _ENOUGH and not self.alike:
+        if not self.alike and list(self.forms.values()).count("") == _ENOUGH:
             one, other, *_ = [n for n, result in enumerate(self.results) if isinstance(result, Outputs)]
             raise _End(f"{self.unlike(one, other)}; those of {_ENOUGH} points were all different")
 
