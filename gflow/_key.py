@@ -33,7 +33,7 @@ from gflow._versions import versions
 _INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib"))
 _BUILT_IN = (
     types.BuiltinFunctionType, types.WrapperDescriptorType, types.MethodDescriptorType, types.MethodWrapperType,
-    types.ClassMethodDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType, np.ufunc,
+    types.ClassMethodDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType,
 )  # fmt: skip
 
 
@@ -60,13 +60,17 @@ def environment() -> dict[str, str]:
 def key_of(function: Any, settings: dict[str, Any]) -> tuple[str, dict[str, str]]:
     """Key of what a function returns with these settings, and what a worker imports by name, with its hashes."""
     hasher = _Hasher(function)
-    parts = [hasher.digest(function, "function"), hasher.digest(settings, "settings")]
+    parts = [hasher.digest(function, "function"), hasher.digest(_sorted(settings), "settings")]
     return _hash([*parts, repr(sorted(environment().items()))]), hasher.imported
 
 
 def key_of_values(values: dict[str, Any]) -> str:
-    """Key of plain values."""
-    return _Hasher(None).digest(values, "values")
+    """Key of named values."""
+    return _Hasher(None).digest(_sorted(values), "values")
+
+
+def _sorted(values: dict[str, Any]) -> dict[str, Any]:
+    return dict(sorted(values.items()))
 
 
 def changed(imported: dict[str, str]) -> str:
@@ -243,10 +247,10 @@ class _Hasher:
             return [repr(value.shape), *self._all(value.ravel().tolist(), path)]
         if kind in (set, frozenset):
             return sorted(self._all(value, path))
-        if kind in (dict, types.MappingProxyType):
-            return sorted(
+        if kind in (dict, types.MappingProxyType):  # in their order, which a function may go by
+            return [
                 self.digest(k, path) + "=" + self.digest(v, f"{path}[{k!r:.40}]") for k, v in value.items()
-            )
+            ]
         if kind in (range, slice, type(Ellipsis), type(NotImplemented)):
             return [repr(value)]
         if kind is types.CodeType:
@@ -262,11 +266,13 @@ class _Hasher:
         if isinstance(value, _BUILT_IN):
             owner = getattr(value, "__self__", None)
             about = [] if owner is None or isinstance(owner, types.ModuleType) else [self.digest(owner, path)]
-            return [
-                getattr(value, "__qualname__", value.__name__),
-                str(getattr(value, "__module__", "")),
-                *about,
-            ]
+            return [getattr(value, "__qualname__", value.__name__), *_compiled_in(value), *about]
+        if isinstance(value, np.ufunc):
+            import scipy.special
+
+            if any(getattr(module, value.__name__, None) is value for module in (np, scipy.special)):
+                return [value.__name__]
+            raise Unkeyable(f"{path} is a ufunc, whose code cannot be read")
         if isinstance(value, staticmethod | classmethod):
             return [self.digest(value.__func__, path)]
         if isinstance(value, property):
@@ -333,6 +339,9 @@ class _Hasher:
         parts.append(self.digest(extra, f"the attributes of {path}"))
         if value is not function:
             parts += self._known(type(value))
+            parts.append(
+                repr(sorted(getattr(value, "targetoptions", {}).items()))
+            )  # of numba, such as fastmath
         return parts
 
     def _imported(self, name: str, level: int, function: types.FunctionType) -> types.ModuleType | None:
@@ -362,27 +371,21 @@ class _Hasher:
         return self.digest(found, path)
 
     def _module(self, module: types.ModuleType, path: str) -> list[str]:
-        """A module that is used as a whole: its functions, classes, plain values and the user's modules in it."""
+        """A module that is used as a whole."""
         name = module.__name__
         if not _is_users(name):
             return [name, _version(name.split(".")[0])]
-        parts = [name]
-        for key, value in sorted(vars(module).items()):
-            if key.startswith("__"):
-                continue
-            if isinstance(value, type | types.ModuleType) or _plain_function(value) is not None \
-                    or type(value) in _PLAIN or isinstance(value, np.ndarray | np.generic):  # fmt: skip
-                parts.append(f"{key}={self.digest(value, f'{name}.{key}')}")
-        return parts
+        members = {key: value for key, value in sorted(vars(module).items()) if not key.startswith("__")}
+        return [name, *(f"{key}={self.digest(value, f'{name}.{key}')}" for key, value in members.items())]
 
     def _class(self, kind: type, path: str) -> list[str]:
         if not self._follows(kind):
             return self._known(kind)
         self._note_import(f"{kind.__module__}:{kind.__qualname__}", kind)
-        parts = [kind.__qualname__, *self._all(kind.__bases__, path)]
+        parts = [kind.__qualname__, *self._all((*kind.__bases__, type(kind)), path)]
         for name, member in sorted(vars(kind).items()):
-            if name.startswith(("__", "_abc_")) and _plain_function(member) is None:
-                continue
+            if name.startswith(("__", "_abc_")) and not callable(member) and _plain_function(member) is None:
+                continue  # such as its documentation, and what Python notes of it
             try:
                 parts.append(f"{name}={self.digest(member, f'{kind.__qualname__}.{name}')}")
             except Unkeyable:  # such as a lock: nothing that a result depends on
@@ -405,7 +408,7 @@ class _Hasher:
         except Exception as error:  # whatever its class raises
             raise Unkeyable(f"{path} is a {kind.__name__}, which cannot be hashed ({error})") from error
         if isinstance(reduced, str):
-            return [*parts, reduced]
+            return [*parts, reduced, *_compiled_in(value)]
         make, arguments, state, *items = (*reduced, None, None, None, None)[:5]
         if (
             isinstance(state, dict)
@@ -415,6 +418,15 @@ class _Hasher:
             state = {k: v for k, v in state.items() if not _is_kept_property(kind, k)}
         listed = [None if item is None else list(item) for item in items]
         return parts + self._all((make, arguments, state, *listed), path)
+
+
+def _compiled_in(value: Any) -> list[str]:
+    """The module of something that is not written in Python, with a hash of its file if it is the user's."""
+    name = getattr(value, "__module__", None) or ""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None or not _is_users(name):
+        return [name]
+    return [name, hashlib.sha256(Path(file).read_bytes()).hexdigest()]
 
 
 def _is_compiled(value: Any) -> bool:
