@@ -82,7 +82,7 @@ def test_digits_told_apart_by_two_clusters(pair):
 @pytest.mark.slow
 def test_a_direction_at_log_one_over_loss_of_a_million():
     setup = paper.SetUp("symmetric", each=1)
-    run = setup.by_loss(np.geomspace(1e2, 1e6, 5), 1e-10)
+    run = setup.by_loss(paper.levels_to(1e6), 1e-10)
     assert run.status.code == "finished" and run.t[-1] >= 1e6
     found = clusters.agreement(setup.model, setup.problem, run.end)
     wanted = clusters.direction(setup.problem, setup.slope, found.signs).neurons(setup.numbers)

@@ -310,7 +310,7 @@ def test_max_margin_of_data_that_are_not_separable():
 
 def angle_and_limit(model, problem, top, scale=0.1):
     got = by_loss(
-        model, problem, model.init("balanced", scale=scale), np.geomspace(1e2, top, round(np.log10(top)) - 1),
+        model, problem, model.init("balanced", scale=scale), np.geomspace(1e2, top, 4 * round(np.log10(top)) - 7),
         max_steps=10**8,
     )  # fmt: skip
     assert got.status.code == "finished"

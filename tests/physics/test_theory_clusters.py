@@ -289,7 +289,7 @@ def test_infeasible_signs_are_refused_with_the_number():
 def test_the_flow_tends_to_the_direction_of_its_regime(seed):
     """Error ~ 1/log(1/L) raw, and below the stated one extrapolated; the radii stay what they are."""
     model, problem = network(), separable(seed)
-    got = at_loss(model, problem, start(model, 1e-2, seed), np.geomspace(1e2, 1e5, 4), rtol=1e-10)
+    got = at_loss(model, problem, start(model, 1e-2, seed), np.geomspace(1e2, 1e5, 13), rtol=1e-10)
     found = clusters.agreement(model, problem, got.end)
     assert found.regime in ("PAR", "NAR") and got.events.t[-1] < 100.0
     wanted = clusters.direction(problem, model.slope, found.signs)
@@ -302,14 +302,14 @@ def test_the_flow_tends_to_the_direction_of_its_regime(seed):
     assert np.linalg.norm(limit.value - unit) <= limit.error <= 1e-6
     radii = observe.along(got, clusters.radii)
     # conserved up to the rounding of a sum of parts of the size of the weights
-    np.testing.assert_allclose(radii, radii[:1].repeat(4, axis=0), rtol=1e-9, atol=1e-13 * got.t[-1])
+    np.testing.assert_allclose(radii, radii[:1].repeat(len(radii), axis=0), rtol=1e-9, atol=1e-13 * got.t[-1])
 
 
 @pytest.mark.parametrize(("seed", "regime"), [(17, "NAR"), (24, "NAR"), (OFFSET, "kink")])
 def test_imperfect_agreement_and_sliding_clusters(seed, regime):
     """Both against the closed direction: where all of a kind are on the wrong side of a sample, or on its kink."""
     model, problem = network(), OTHERS[seed]
-    got = at_loss(model, problem, start(model, 1e-3, seed), np.geomspace(1e2, 1e5, 4), rtol=1e-10)
+    got = at_loss(model, problem, start(model, 1e-3, seed), np.geomspace(1e2, 1e5, 13), rtol=1e-10)
     found = clusters.agreement(model, problem, got.end)
     assert found.regime == regime and found.perfect < 1 and got.events.t[-1] < 100.0
     assert (found.beta > 0) == (regime == "NAR")
@@ -549,7 +549,7 @@ def test_flows_on_nearly_orthogonal_data_end_there(far):
     assert (clusters.orthogonality(x, 0.6) < 0.1) if far else (clusters.orthogonality(x, 0.6) >= 1)
     wanted = clusters.closed_form(problem, 0.6, (3, 3))
     assert wanted.residual < 1e-12 and wanted.consistent > 0
-    got = at_loss(model, problem, start(model, 0.3), np.geomspace(1e2, 1e5, 4), rtol=1e-10)
+    got = at_loss(model, problem, start(model, 0.3), np.geomspace(1e2, 1e5, 13), rtol=1e-10)
     unit = wanted.neurons((3, 3))
     limit = observe.limit(got, heading)
     assert np.linalg.norm(limit.value - unit) <= limit.error <= 1e-7
@@ -654,7 +654,7 @@ def test_symmetric_data_lead_to_the_support_vector_machine(seed):
     def relative(model, problem, theta):
         return model.function(theta, far)[:, 0] / (theta @ theta)
 
-    got = at_loss(model, problem, theta0, np.geomspace(1e2, 1e5, 4), observe="margin")
+    got = at_loss(model, problem, theta0, np.geomspace(1e2, 1e5, 13), observe="margin")
     limit, reached = observe.limit(got, relative), observe.limit(got, "margin")
     assert np.linalg.norm(limit.value - far @ predictor) <= min(limit.error, 1e-7)
     assert abs(reached.value - margin) <= min(reached.error, 1e-8)
