@@ -334,7 +334,7 @@ def has_good_epoch(setup: SetUp, rtol: float, respect_hypotheses: bool = True) -
     epochs = int(bound) + 1 if not separable.holds else min(int(bound) + 1, 200)
     run = setup.sgd(n * epochs, 1)
     good = np.flatnonzero(~mistakes(setup, run).reshape(-1, n).any(axis=1))
-    before = float(good[0] if good.size else epochs)
+    before = float(good[0]) if good.size else epochs if epochs > bound else np.nan  # too few to tell
     return Evidence(
         (separable,) if respect_hypotheses else (),
         (Conclusion("epochs before one without a mistake", before, bound),),

@@ -72,6 +72,27 @@ def test_a_run_that_is_stopped_decides_nothing(monkeypatch):
         assert verdict.status == "inconclusive" and "max_steps" in verdict.note
 
 
+def test_epochs_that_all_have_mistakes_hold_nothing_short_of_the_bound(monkeypatch):
+    monkeypatch.setattr(paper, "mistakes", lambda setup, run: np.ones(len(run.t) - 1, dtype=bool))
+    setup = paper.SetUp("clouds", each=1, scale=paper.MEDIUM)
+    bound = clusters.training_epochs(setup.model, setup.problem, setup.theta0, np.log(2), paper.STEP)
+    assert bound > 200
+    verdict = check(Claim("", "", "", lambda rtol: paper.has_good_epoch(setup, rtol)))
+    assert verdict.status == "inconclusive"
+
+
+@pytest.mark.parametrize("error", [1e-8, 2e-6, np.inf])
+def test_an_extrapolated_distance_is_no_surer_than_its_limit(error):
+    limit = observe.Limit(np.array([1.0, 3e-7]), error, 1.0, 2)
+
+    def run(rtol):
+        return paper.Evidence((), (paper.extrapolated("distance", limit, np.array([1.0, 0.0])),))
+
+    verdict = check(Claim("", "", "", run))
+    assert verdict.status == ("holds" if error < 5e-7 else "inconclusive")
+    assert verdict.uncertainty >= error * (1 - 1e-12)
+
+
 @pytest.mark.parametrize("pair", [(0, 1), (2, 7)])
 def test_digits_told_apart_by_two_clusters(pair):
     found = paper.told_apart(pair, paper.SMALL, 50)

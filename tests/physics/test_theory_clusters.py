@@ -726,3 +726,51 @@ def test_one_aligned_odd_pair_is_logistic():
     np.testing.assert_allclose(got.loss, 0.5 * c * (big - b) ** 2, rtol=1e-8, atol=1e-14)
     with pytest.raises(gflow.theory.Refused, match="w = a"):
         clusters.odd_mode(model, problem, odd_start(model, 0.1, 2)).predict([1.0])
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------
+
+
+def refused():
+    fixed, both = network(each=2), gflow.TwoLayerReLU(2, 4, slope=0.3)
+    problem, odd = separable(4), symmetric(1)
+    theta0 = start(fixed, 1.0)
+    unlike = {loss: gflow.Problem(odd.X, odd.Y, loss) for loss in ("square", "exponential")}
+    zero = gflow.Problem(np.vstack([problem.X, [[0.0, 0.0]]]), np.r_[problem.Y[:, 0], 1.0], "logistic")
+    return {
+        "another model": (lambda: clusters.agreement(gflow.DeepLinear((2, 1)), problem, [1.0, 1.0]), "TwoLayerReLU"),
+        "a chain": (lambda: clusters.agreement(gflow.TwoLayerReLU(2, 4, first_depth=2), problem, theta0), "first_depth=1"),
+        "theta NaN": (lambda: clusters.agreement(fixed, problem, np.nan * theta0), "theta must be finite"),
+        "time, theta inf": (lambda: clusters.training_time(fixed, problem, np.inf * theta0, 0.1), "theta must be finite"),
+        "no outer weights": (
+            lambda: clusters.training_time(fixed, problem, np.r_[theta0[:8], np.zeros(4)], 0.1), "outer weight"),
+        "direction of the square loss": (lambda: clusters.direction(unlike["square"], 0.3), "logistic or the exponential.*square"),
+        "slope a word": (lambda: clusters.direction(problem, "steep"), "slope"),
+        "numbers of one": (lambda: clusters.direction(problem, 0.3, None, (1,)), r"numbers must .* \(m1, m2\)"),
+        "ragged signs": (lambda: clusters.direction(problem, 0.3, ([1.0], [1.0, 1.0])), "signs must"),
+        "orthogonality of zeros": (lambda: clusters.orthogonality(zero.X, 0.3), "row 12 is zero"),
+        "orthogonality, slope 2": (lambda: clusters.orthogonality(problem.X, 2.0), "slope"),
+        "early, exponential": (lambda: clusters.early_pull(unlike["exponential"], 0.3), "logistic.*exponential"),
+        "early, outer layer fixed": (lambda: clusters.early(fixed, odd, theta0, [1.0]), "train_outer=True"),
+        "twin, outer layer fixed": (lambda: clusters.odd_twin(fixed, np.zeros(12)), "train_outer=True"),
+        "limit of the square loss": (lambda: clusters.symmetric_limit(unlike["square"], 0.3), "got square"),
+        "limit, slope 7": (lambda: clusters.symmetric_limit(odd, 7.0), "slope"),
+        "mode of a zero start": (lambda: clusters.odd_mode(both, whitened(3, 2), np.zeros(12)), "not all 0"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", refused())
+def test_what_would_be_a_wrong_number_is_refused(name):
+    call, match = refused()[name]
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+def test_zero_inputs_and_neurons_that_nothing_pulls():
+    assert clusters.least_cosine(gflow.Problem([[1.0, 0.0], [0.0, 0.0]], [1.0, 1.0], "logistic")) == 0.0
+    model = gflow.TwoLayerReLU(2, 4, slope=0.3)
+    still = gflow.Problem([[1.0, 0], [-1, 0], [1, 0], [-1, 0]], [1.0, -1, -1, 1], "logistic")
+    theta0 = model.init("gaussian", 1.0, rng=0)
+    assert np.array_equal(clusters.early(model, still, theta0, [0.0, 9.0]), [theta0, theta0])
+    zero = np.r_[np.zeros(8), 1.0, 1.0, -1.0, -1.0]
+    assert clusters.agreement(model, still, zero).regime == "kink"
