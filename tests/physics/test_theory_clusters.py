@@ -111,7 +111,7 @@ def test_a_neuron_on_a_kink_agrees_with_none():
     assert np.isnan(clusters.agreement(two, problem, theta).positive[0])
 
 
-def hostile(slope, radius, rng, each=2, tries=60):
+def hostile(slope, radius, rng, each=2, tries=30):
     """Search for weights and a point at which the network is against its linear predictor, as far off it as can be.
 
     Returns the largest |(w̄ − ū) · x| / band among those found: near 1 if the band is sharp, never above.
@@ -257,7 +257,7 @@ def angle(a, b):
 def test_the_support_vector_machine_only_for_slope_one_and_symmetric_data():
     svc = pytest.importorskip("sklearn.svm").SVC
     apart = []
-    for seed in range(8):
+    for seed in range(4):
         problem = separable(seed)
         flat, leaky = clusters.direction(problem, 1.0), clusters.direction(problem, 0.2)
         best = max_margin(problem).direction[0]
@@ -289,7 +289,7 @@ def test_infeasible_signs_are_refused_with_the_number():
 def test_the_flow_tends_to_the_direction_of_its_regime(seed):
     """Error ~ 1/log(1/L) raw, and below the stated one extrapolated; the radii stay what they are."""
     model, problem = network(), separable(seed)
-    got = at_loss(model, problem, start(model, 1e-2, seed), np.geomspace(1e2, 1e5, 13), rtol=1e-10)
+    got = at_loss(model, problem, start(model, 1e-2, seed), np.geomspace(1e2, 1e4, 9), rtol=1e-10)
     found = clusters.agreement(model, problem, got.end)
     assert found.regime in ("PAR", "NAR") and got.events.t[-1] < 100.0
     wanted = clusters.direction(problem, model.slope, found.signs)
@@ -309,7 +309,7 @@ def test_the_flow_tends_to_the_direction_of_its_regime(seed):
 def test_imperfect_agreement_and_sliding_clusters(seed, regime):
     """Both against the closed direction: where all of a kind are on the wrong side of a sample, or on its kink."""
     model, problem = network(), OTHERS[seed]
-    got = at_loss(model, problem, start(model, 1e-3, seed), np.geomspace(1e2, 1e5, 13), rtol=1e-10)
+    got = at_loss(model, problem, start(model, 1e-3, seed), np.geomspace(1e2, 1e4, 9), rtol=1e-10)
     found = clusters.agreement(model, problem, got.end)
     assert found.regime == regime and found.perfect < 1 and got.events.t[-1] < 100.0
     assert (found.beta > 0) == (regime == "NAR")
@@ -455,7 +455,7 @@ def test_epochs_of_descent_on_single_samples(step_size):
     for loss in (np.log(2), 0.1):
         bound = clusters.training_epochs(model, problem, theta0, loss, step_size)
         run = gflow.descend(
-            model, problem, theta0, step_size, n * min(int(bound) + 1, 2000), batch_size=1, rng=0
+            model, problem, theta0, step_size, n * min(int(bound) + 1, 500), batch_size=1, rng=0
         )
         order = np.asarray(gflow.iterate.batches(run)).reshape(-1, n)
         f = np.array([model.function(one, problem.X)[:, 0] for one in run.theta[:-1]])
@@ -549,7 +549,7 @@ def test_flows_on_nearly_orthogonal_data_end_there(far):
     assert (clusters.orthogonality(x, 0.6) < 0.1) if far else (clusters.orthogonality(x, 0.6) >= 1)
     wanted = clusters.closed_form(problem, 0.6, (3, 3))
     assert wanted.residual < 1e-12 and wanted.consistent > 0
-    got = at_loss(model, problem, start(model, 0.3), np.geomspace(1e2, 1e5, 13), rtol=1e-10)
+    got = at_loss(model, problem, start(model, 0.3), np.geomspace(1e2, 1e4, 9), rtol=1e-10)
     unit = wanted.neurons((3, 3))
     limit = observe.limit(got, heading)
     assert np.linalg.norm(limit.value - unit) <= limit.error <= 1e-7
@@ -569,9 +569,9 @@ def test_the_certificate_is_not_of_the_limit():
         start(model, 1e-4, 40),
         model.pack([wanted.neurons((3, 3)), model.outer_layer(start(model, 1.0))]),
     ):
-        got = at_loss(model, problem, theta0, [1e5])
+        got = at_loss(model, problem, theta0, [1e4])
         ends.append(np.linalg.norm(heading(model, problem, got.end) - wanted.neurons((3, 3))))
-    assert ends[0] > 0.4 and ends[1] < 1e-4
+    assert ends[0] > 0.4 and ends[1] < 1e-3
 
 
 @pytest.mark.parametrize("numbers", [(2, 2), (1, 3)])
@@ -654,7 +654,7 @@ def test_symmetric_data_lead_to_the_support_vector_machine(seed):
     def relative(model, problem, theta):
         return model.function(theta, far)[:, 0] / (theta @ theta)
 
-    got = at_loss(model, problem, theta0, np.geomspace(1e2, 1e5, 13), observe="margin")
+    got = at_loss(model, problem, theta0, np.geomspace(1e2, 1e4, 9), observe="margin")
     limit, reached = observe.limit(got, relative), observe.limit(got, "margin")
     assert np.linalg.norm(limit.value - far @ predictor) <= min(limit.error, 1e-7)
     assert abs(reached.value - margin) <= min(reached.error, 1e-8)
@@ -741,7 +741,7 @@ def refused():
         "another model": (lambda: clusters.agreement(gflow.DeepLinear((2, 1)), problem, [1.0, 1.0]), "TwoLayerReLU"),
         "a chain": (lambda: clusters.agreement(gflow.TwoLayerReLU(2, 4, first_depth=2), problem, theta0), "first_depth=1"),
         "theta NaN": (lambda: clusters.agreement(fixed, problem, np.nan * theta0), "theta must be finite"),
-        "time, theta inf": (lambda: clusters.training_time(fixed, problem, np.inf * theta0, 0.1), "theta must be finite"),
+        "time, theta inf": (lambda: clusters.training_time(fixed, problem, np.r_[np.inf, theta0[1:]], 0.1), "theta must be finite"),
         "no outer weights": (
             lambda: clusters.training_time(fixed, problem, np.r_[theta0[:8], np.zeros(4)], 0.1), "outer weight"),
         "direction of the square loss": (lambda: clusters.direction(unlike["square"], 0.3), "logistic or the exponential.*square"),
