@@ -274,6 +274,8 @@ def linear_boundary(setup: SetUp, rtol: float, respect_hypotheses: bool = True) 
     if respect_hypotheses and not leaky.holds:
         return Evidence((leaky,))
     run = setup.by_loss([5.0], rtol)
+    if not run.status.ok:
+        return stopped(run)
     model, points = setup.model, circle()
     w, u = clusters.centres(model, None, run.end)
     share = float(clusters.radii(model, None, run.end).max() / np.linalg.norm(w - u))

@@ -62,8 +62,9 @@ def test_data_are_what_they_are_said_to_be():
 
 def test_a_run_that_is_stopped_decides_nothing(monkeypatch):
     whole = paper.flow
-    monkeypatch.setattr(paper, "flow", lambda *args, **options: whole(*args, **{**options, "max_steps": 300}))
+    monkeypatch.setattr(paper, "flow", lambda *args, **options: whole(*args, **{**options, "max_steps": 40}))
     runs = (
+        lambda rtol: paper.linear_boundary(paper.SetUp("teacher", each=10, scale=paper.LARGE), rtol),
         lambda rtol: paper.tends(paper.SetUp("few", seed=24), rtol, far=1e5),
         lambda rtol: paper.support_vectors(paper.SetUp("symmetric"), rtol),
     )
@@ -79,6 +80,22 @@ def test_epochs_that_all_have_mistakes_hold_nothing_short_of_the_bound(monkeypat
     assert bound > 200
     verdict = check(Claim("", "", "", lambda rtol: paper.has_good_epoch(setup, rtol)))
     assert verdict.status == "inconclusive"
+
+
+@pytest.mark.parametrize(("resolved", "status"), [(0.0, "inconclusive"), (1.0, "inapplicable")])
+def test_signs_that_change_decide_only_where_kinks_are_resolved(monkeypatch, resolved, status):
+    whole, seen = clusters.agreement, []
+
+    def changing(*arguments):
+        found = whole(*arguments)
+        seen.append(found)
+        return found if len(seen) % 5 else found._replace(positive=-found.positive)
+
+    monkeypatch.setattr(clusters, "agreement", changing)
+    monkeypatch.setattr(paper, "RESOLVED", resolved)
+    setup = paper.SetUp("clouds", each=1)
+    assert check(Claim("", "", "", lambda rtol: paper.tends(setup, rtol, far=1e3))).status == status
+    assert len(seen) % 5 == 0  # the last of five states each time
 
 
 @pytest.mark.parametrize("error", [1e-8, 2e-6, np.inf])

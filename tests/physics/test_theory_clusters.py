@@ -464,6 +464,24 @@ def test_epochs_of_descent_on_single_samples(step_size):
         assert good.any() and np.argmax(good) <= bound
 
 
+@pytest.mark.parametrize("step_size", [0.01, 0.5, 50.0])
+def test_the_epochs_are_the_root_of_the_inequality(step_size):
+    """η S = A (‖θ‖ + ‖θ(0)‖) with ‖θ‖² = ‖θ(0)‖² + 2 η κ n E + η² V² S and E = S / c; each term counts at some step size."""
+    model, problem = network(), separable(0)
+    theta0, loss, n, eta = start(model, 3.0), 0.3, 12, step_size
+    got = clusters.training_epochs(model, problem, theta0, loss, eta)
+    reach = np.sqrt(8) / max_margin(problem).margin / (model.slope * 8 * 8**-0.5)
+    size, c = np.linalg.norm(model.first_layer(theta0)), 1 - np.exp(-loss)
+    speed = np.linalg.norm(problem.X, axis=1).max()  # Σ a² = 1
+
+    def excess(epochs):
+        s = c * epochs
+        square = size**2 + 2 * eta * 0.278464542761074 * n * epochs + (eta * speed) ** 2 * s
+        return eta * s - reach * (np.sqrt(square) + size)
+
+    assert got == pytest.approx(brentq(excess, 1e-3, 1e12, xtol=1e-9), rel=1e-9)
+
+
 def test_bounds_refuse_what_they_do_not_cover():
     model, problem = network(), separable(4)
     theta0 = start(model, 1.0)
