@@ -132,6 +132,20 @@ def test_a_state_before_the_series_begins_does_no_harm(known):
         assert np.linalg.norm(found.value - [1.0, 0.0]) <= found.error < 1e-3
 
 
+def test_values_that_agree_by_chance_are_not_taken_for_the_limit(known):
+    """The last two states, or the lines through them, have one value, which is not the limit."""
+    kept = np.array([140, 180, 220, 260, 299])
+    x = 1 / known.theta[kept, 0]
+
+    def turns(model, problem, theta):
+        at = 1 / float(theta[0])
+        return 1.0 + 1e6 * (at - x[-1]) * (at - x[-2]) + 1e8 * at**3
+
+    found = observe.limit(some(known, kept), turns)
+    limit = 1.0 + 1e6 * x[-1] * x[-2]
+    assert abs(found.value - limit) <= found.error
+
+
 def test_close_states_are_thinned_out(known):
     """Three hundred states say as much as every ninth; none within a factor of 1.5 are four."""
 
