@@ -6,7 +6,7 @@ to ``flow(..., observe=[...])``; :func:`along` computes it afterwards at the sav
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -29,6 +29,9 @@ from gflow.objective import Objective
 from gflow.trajectory import Trajectory
 
 Array = NDArray[np.float64]
+
+#: States whose log(1/L) is less than this times that of another tell no more of a limit than the other.
+APART = 1.5
 
 
 def loss(model: Any, problem: Any, theta: ArrayLike) -> float:
@@ -506,8 +509,8 @@ class Limit(NamedTuple):
     """The limit of an observable, and how far off it may be.
 
     ``value``: of the observable's shape; ``error``: estimated bound on its distance from the limit, as the
-    Euclidean norm over all entries; ``power``, ``order``: of the series in log(1/L)^(−power), the number of terms that
-    were taken off.
+    Euclidean norm over all entries, inf where the states show no convergence; ``power``, ``order``: of the series in
+    log(1/L)^(−power), the number of terms that were taken off.
     """
 
     value: Array
@@ -522,8 +525,9 @@ def limit(trajectory: Trajectory, observable: str | Callable[..., Any]) -> Limit
     Parameters
     ----------
     trajectory : Trajectory
-        With at least four saved states whose log(1/L) > 0 grows by factors of about ten, such as
-        ``t=np.geomspace(1e2, 1e6, 5)`` with ``clock="loss"``.
+        With at least four saved states whose log(1/L) > 0 grows by factors of 1.5 to 10, such as
+        ``t=np.geomspace(1e2, 1e6, 13)`` with ``clock="loss"``.  More states give more orders and a smaller error;
+        of closer ones some are left out.
     observable : str or callable
         As for :func:`along`, such as ``"direction"``.
 
@@ -536,51 +540,74 @@ def limit(trajectory: Trajectory, observable: str | Callable[..., Any]) -> Limit
     Raises
     ------
     ValueError
-        If an argument is of another type, there are fewer than four states with log(1/L) > 0, or
-        the loss has no logarithm.
+        If an argument is wrong, there are fewer than four such states, or the loss has no logarithm.
 
     Notes
     -----
     Along a network of degree N what the data do not hold back falls like log(1/L)^(−1/N), the rest like
-    1 / log(1/L).  The error is the difference of successive orders, times what remains of a term of the
-    slowest kind for each unit of that difference, with half as much again; never below twice the difference or a fiftieth of the
-    one before, since orders may agree by chance, nor five times the tolerance of the run.  It is an estimate: below log(1/L) = 100 or so the series has not begun.
+    1 / log(1/L).  Every order is taken at the last states, one state before and two before.  What falls by a
+    factor R from one to the next, and changes by D, is then D / (R − 1) from its limit.  The error is max(1, 3 / (R − 1)) D,
+    with the least R among that of the slowest kind of term and those that this order and lower ones show, which are
+    less where there are terms of neither series, such as logarithms.  Values may agree by chance: it is no less than a tenth of
+    what the change one state before gives, nor than the change from the order below, nor than five times the tolerance of the run,
+    times the sum of the weights of the states.  It is an estimate all the same: of terms that come to show later it knows nothing.
     """
     values = np.asarray(along(trajectory, observable), dtype=np.float64)
     slowest = 1.0 / getattr(trajectory.spec["model"], "degree", 1)
     levels = -trajectory.log_loss
     kept = levels > 0
     levels, values = levels[kept], values[kept]
-    if len(levels) < 4 or np.any(np.diff(levels) <= 0):
+    apart = _apart(levels) if np.all(np.diff(levels) > 0) else []
+    if len(apart) < 4:
         raise ValueError(
-            f"trajectory must hold at least four states of increasing log(1/L) > 0; it has {len(levels)} of these"
+            f"trajectory must hold at least four states of increasing log(1/L) > 0, each {APART:g} times the one "
+            f"before; it has {len(apart)} of these"
         )
+    tolerance = 5.0 * trajectory.spec.get("rtol", 0.0) + 10.0 * float(np.finfo(float).eps)
+    noise = tolerance * float(np.linalg.norm(values[-1]))
     best = Limit(values[-1], np.inf, slowest, 0)
-    noise = 5.0 * trajectory.spec.get("rtol", 0.0) * float(np.linalg.norm(values[-1]))
     for power in {1.0, slowest}:
-        table = _neville(levels**-power, values)
-        term = _neville(levels**-power, levels**-slowest)
-        steps = [float(np.linalg.norm(b - a)) for a, b in pairwise(table)]
-        for order in range(1, len(table)):
-            step, before = steps[order - 1], steps[order - 2] if order > 1 else np.inf
-            left, taken = abs(float(term[order])), abs(float(term[order] - term[order - 1]))
-            error = max(step * max(2.0, 1.5 * left / max(taken, np.finfo(float).tiny)), noise)
-            if order > 1:
-                error = max(error, 0.02 * before) if step < before else np.inf
-            if error < best.error:
-                best = Limit(table[order], error, power, order)
+        for found in _orders(levels[apart], values[apart], power, slowest, noise):
+            if found.error < best.error:
+                best = found
     return best
 
 
-def _neville(x: Array, values: Array) -> list[Array]:
-    """Values at x = 0 of the polynomials through the last state, the last two, and so on."""
-    column, table = list(values), [values[-1]]
-    for order in range(1, len(x)):
-        for i in range(len(x) - 1, order - 1, -1):
-            below = x[i - order]
-            column[i] = (below * column[i] - x[i] * column[i - 1]) / (below - x[i])
-        table.append(column[-1])
-    return table
+def _apart(levels: Array) -> list[int]:
+    """The last of the rising levels, and before it the next ones that are ``APART``."""
+    kept = [len(levels) - 1] if len(levels) else []
+    for i in range(len(levels) - 2, -1, -1):
+        if levels[i] * APART <= levels[kept[-1]] * (1 + 1e-9):
+            kept.append(i)
+    return kept[::-1]
+
+
+def _orders(levels: Array, values: Array, power: float, slowest: float, noise: float) -> Iterator[Limit]:
+    """The extrapolations of all orders by one series, and the error of each; see :func:`limit`."""
+    x, n, shown, below = levels**-power, len(levels), np.inf, None
+    for order in range(n - 2):
+        windows = [slice(n - 1 - order - back, n - back) for back in range(3)]
+        weights = [_at_zero(x[window]) for window in windows]
+        found = [np.tensordot(w, values[window], 1) for w, window in zip(weights, windows, strict=True)]
+        gap, before = (float(np.linalg.norm(b - a)) for a, b in pairwise(found))
+        rounding = noise * float(np.abs(weights[0]).sum())
+        if gap > rounding:
+            shown = min(shown, before / gap)
+        usual = float(np.min(levels[n - 2 - order :] / levels[n - 3 - order : -1])) ** slowest
+        slower = min(shown, usual)
+        left = max(1.0, 3.0 / (slower - 1.0)) if slower > 1.0 else np.inf
+        error = max(rounding, left * max(gap, 0.1 * before)) if max(gap, before) > 0 else rounding
+        if below is not None:
+            error = max(error, float(np.linalg.norm(found[0] - below)))
+        below = found[0]
+        yield Limit(found[0], error, power, order)
+
+
+def _at_zero(x: Array) -> Array:
+    """Weights of the values at x in that of their polynomial at 0."""
+    apart = x - x[:, None]
+    np.fill_diagonal(apart, x)
+    return np.asarray(np.prod(x / apart, axis=1))
 
 
 def _need(model: Any, name: str) -> Callable[..., Any]:

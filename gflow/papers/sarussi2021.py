@@ -174,6 +174,17 @@ def stopped(run: Trajectory) -> Evidence:
     return Evidence((), (Conclusion("the run came to its end", np.nan, 0.0),), (run.status,))
 
 
+def levels_to(far: float) -> Array:
+    """Values of log(1/L) at which claims on directions look, as many as their extrapolation wants."""
+    return np.geomspace(SETTLED, far, 4 * round(np.log10(far / SETTLED)) + 1)
+
+
+def extrapolated(name: str, limit: observe.Limit, wanted: Array) -> Conclusion:
+    """The distance of a limit from what it must be, known no better than the limit is."""
+    off = float(np.linalg.norm(limit.value - wanted))
+    return Conclusion(name, off, EXTRAPOLATED, amplification=limit.error / float(np.finfo(float).eps))
+
+
 def becomes_perfect(setup: SetUp, rtol: float, respect_hypotheses: bool = True) -> Evidence:
     """Measure whether every sample's place under every neuron moves the right way only, and all get there."""
     least = clusters.least_cosine(setup.problem)
@@ -197,7 +208,7 @@ def becomes_perfect(setup: SetUp, rtol: float, respect_hypotheses: bool = True) 
 
 def tends(setup: SetUp, rtol: float, far: float = FAR, respect_hypotheses: bool = True) -> Evidence:
     """Measure how far the direction of all neurons is from that of the quadratic program of their regime."""
-    run = setup.by_loss(np.geomspace(SETTLED, far, max(4, round(np.log10(far / SETTLED)) + 1)), rtol)
+    run = setup.by_loss(levels_to(far), rtol)
     if not run.status.ok:
         return stopped(run)
     seen = np.array([clusters.agreement(setup.model, setup.problem, one).signs for one in run.theta])
@@ -217,13 +228,12 @@ def tends(setup: SetUp, rtol: float, far: float = FAR, respect_hypotheses: bool 
         Hypothesis("the predicted direction has these signs (defect: the least cosine, if negative)",
                    max(0.0, -wanted.consistent)),
     )  # fmt: skip
-    unit, limit = wanted.neurons(setup.numbers), observe.limit(run, heading)
+    unit = wanted.neurons(setup.numbers)
     margin = observe.margin(setup.model, setup.problem, run.end)
     conclusions = (
         Conclusion(f"distance of the directions at log(1/L) = {far:g}",
                    float(np.linalg.norm(heading(setup.model, setup.problem, run.end) - unit)), RAW * FAR / far),
-        Conclusion("distance of the extrapolated direction", float(np.linalg.norm(limit.value - unit)), EXTRAPOLATED),
-        Conclusion("error of the extrapolation, as stated", float(limit.error), EXTRAPOLATED),
+        extrapolated("distance of the extrapolated direction", observe.limit(run, heading), unit),
         Conclusion(f"normalised margin at log(1/L) = {far:g}", float(margin), RAW * FAR / far, wanted.margin),
     )  # fmt: skip
     return Evidence(hypotheses if respect_hypotheses else (), conclusions, (run.status,))
@@ -236,7 +246,7 @@ def support_vectors(setup: SetUp, rtol: float, respect_hypotheses: bool = True) 
     )
     if respect_hypotheses and not hypothesis.holds:
         return Evidence((hypothesis,))
-    run = setup.by_loss(np.geomspace(SETTLED, 1e4, 4), rtol)
+    run = setup.by_loss(levels_to(1e4), rtol)
     if not run.status.ok:
         return stopped(run)
 
@@ -244,11 +254,10 @@ def support_vectors(setup: SetUp, rtol: float, respect_hypotheses: bool = True) 
         w, u = clusters.centres(model, problem, theta)
         return (w - u) / np.linalg.norm(w - u)
 
-    off = observe.limit(run, predictor).value - max_margin(setup.problem).direction[0]
     return Evidence(
         (hypothesis,) if respect_hypotheses else (),
-        (Conclusion("distance of w̄ − ū, extrapolated, from the support vector machine",
-                    float(np.linalg.norm(off)), EXTRAPOLATED),),
+        (extrapolated("distance of w̄ − ū, extrapolated, from the support vector machine",
+                      observe.limit(run, predictor), max_margin(setup.problem).direction[0]),),
         (run.status,),
     )  # fmt: skip
 
@@ -265,6 +274,8 @@ def linear_boundary(setup: SetUp, rtol: float, respect_hypotheses: bool = True) 
     if respect_hypotheses and not leaky.holds:
         return Evidence((leaky,))
     run = setup.by_loss([5.0], rtol)
+    if not run.status.ok:
+        return stopped(run)
     model, points = setup.model, circle()
     w, u = clusters.centres(model, None, run.end)
     share = float(clusters.radii(model, None, run.end).max() / np.linalg.norm(w - u))
@@ -325,7 +336,7 @@ def has_good_epoch(setup: SetUp, rtol: float, respect_hypotheses: bool = True) -
     epochs = int(bound) + 1 if not separable.holds else min(int(bound) + 1, 200)
     run = setup.sgd(n * epochs, 1)
     good = np.flatnonzero(~mistakes(setup, run).reshape(-1, n).any(axis=1))
-    before = float(good[0] if good.size else epochs)
+    before = float(good[0]) if good.size else epochs if epochs > bound else np.nan  # too few to tell
     return Evidence(
         (separable,) if respect_hypotheses else (),
         (Conclusion("epochs before one without a mistake", before, bound),),

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import lambertw
 
-from gflow._check import finite_array, of_type, positive, positive_int
+from gflow._check import finite_array, number, of_type, positive, positive_int
 from gflow.problem import Problem
 from gflow.theory.prediction import Hypothesis, Prediction
 from gflow.theory.separable import max_margin
@@ -86,9 +86,11 @@ def agreement(model: Any, problem: Problem, theta: ArrayLike) -> Agreement:
         regime = "kink"
     else:
         regime = "PAR" if np.array_equal(signs, wanted) else "NAR"
-    least = float(np.abs(everything @ x.T).min() / np.linalg.norm(everything))
+    beta = 0.0
+    if regime in ("PAR", "NAR"):
+        beta = float(np.abs(everything @ x.T).min() / np.linalg.norm(everything))
     return Agreement(
-        regime, least if regime in ("PAR", "NAR") else 0.0, positive, negative,
+        regime, beta, positive, negative,
         float(np.mean(np.abs(signs) == 1)), float(np.mean(signs == wanted)),
     )  # fmt: skip
 
@@ -145,10 +147,10 @@ def boundary(model: Any, theta: ArrayLike, X: ArrayLike) -> tuple[Array, Array]:
     at most (s(c + ρ) + s(c − ρ)) / 2 with c = ū · x, ρ = r_u ‖x‖.  That is s(c) if \\|c\\| ≥ ρ; else it is
     ((1 + α) c + (1 − α) ρ) / 2, below s(c + l) for all l > ρ (1 − α) / (1 + α).
     """
+    outer = _layers(model, theta)[1]
     points = finite_array("X", X, ("n", model.inputs))
     if not model.slope > 0:
         raise ValueError(f"model must have a slope above 0, or its output may vanish; got {model.slope}")
-    outer = _outer(model, theta)
     size = np.abs(outer)
     if abs(outer.sum()) > 1e-12 * size.sum() or np.ptp(size) > 1e-12 * size.max():
         raise ValueError("theta must have as many outer weights v as −v for its boundary; it has not")
@@ -282,22 +284,25 @@ def orthogonality(X: ArrayLike, slope: float) -> float:
 
     Such data meet the hypothesis of arXiv 2210.07082, theorem 3.2; inf for orthogonal ones.
     """
-    x = finite_array("X", X, ("n", "d"))
+    x, slope = finite_array("X", X, ("n", "d")), _slope(slope)
     gram = x @ x.T
     sizes = np.diag(gram)
+    if not sizes.all():
+        raise ValueError(f"X must hold no zero input; row {int(np.argmin(sizes))} is zero")
     off = np.abs(gram - np.diag(sizes)).max()
     return float(sizes.min() ** 2 * slope**3 / (3 * sizes.max() * len(x) * off)) if off > 0 else np.inf
 
 
 def least_cosine(problem: Problem) -> float:
-    """The least y_i y_j cos ∠(x_i, x_j).
+    """The least y_i y_j cos ∠(x_i, x_j); 0 at most where an input is zero.
 
     If it is positive, y_k w_j · x_k of every sample rises along the flow (SGD too) for all neurons with a_j > 0
     and falls for the others, whatever the start: the regime PAR comes, and stays.
     """
     z = _labels(problem)[:, None] * problem.X
     sizes = np.linalg.norm(z, axis=1)
-    return float(np.min(z @ z.T / np.outer(sizes, sizes)))
+    z[sizes > 0] /= sizes[sizes > 0, None]
+    return float(np.min(z @ z.T))
 
 
 # ---- how long it takes -------------------------------------------------------------------------------------
@@ -414,7 +419,7 @@ def orthogonal(model: Any, problem: Problem, theta0: ArrayLike, force: bool = Fa
     Prediction
         Of the observable ``"outputs"`` (T, n, 1).
     """
-    y, outer, found = _labels(problem), _outer(model, theta0), agreement(model, problem, theta0)
+    y, outer, found = _labels(problem), _layers(model, theta0)[1], agreement(model, problem, theta0)
     x, p, q = problem.X, np.where(y > 0, 1.0, model.slope), np.where(y > 0, model.slope, 1.0)
     gram = x @ x.T
     sizes, off = np.diag(gram), np.abs(gram - np.diag(np.diag(gram))).max()
@@ -437,8 +442,8 @@ def orthogonal(model: Any, problem: Problem, theta0: ArrayLike, force: bool = Fa
 
 def symmetry_defect(problem: Problem) -> float:
     """How far the data are from having (−x, −y) beside every (x, y), relative to the largest input and label."""
-    x, y = problem.X / np.abs(problem.X).max(), problem.Y / np.abs(problem.Y).max()
-    points = np.hstack([x, y])
+    of_type("problem", problem, Problem, "a gflow.Problem")
+    points = np.hstack([part / (np.abs(part).max() or 1.0) for part in (problem.X, problem.Y)])
     return float(max(np.abs(points + one).max(axis=1).min() for one in points))
 
 
@@ -449,8 +454,13 @@ def early_pull(problem: Problem, slope: float) -> Array:
     """
     _symmetric(problem)
     y = _labels(problem)
+    if problem.loss != "logistic" or problem.weight_decay:
+        raise ValueError(
+            "problem must have the logistic loss without weight decay for the early phase; got "
+            f"{problem.loss} and {problem.weight_decay}"
+        )
     assert problem.factor is not None
-    return 0.25 * (1 + slope) * problem.factor * (y @ problem.X)
+    return 0.25 * (1 + _slope(slope)) * problem.factor * (y @ problem.X)
 
 
 def early(model: Any, problem: Problem, theta0: ArrayLike, t: ArrayLike) -> Array:
@@ -459,10 +469,11 @@ def early(model: Any, problem: Problem, theta0: ArrayLike, t: ArrayLike) -> Arra
     The limit of the flow on symmetric data from a vanishing start, at times at which the network is still small.
     """
     times = finite_array("t", t, ("T",))
+    w, a = _layers(model, theta0)
+    _both_trained(model)
     mu = early_pull(problem, model.slope)
     rate = np.linalg.norm(mu)
-    unit = mu / rate
-    w, a = model.first_layer(theta0), _outer(model, theta0)
+    unit = mu / (rate or 1.0)
     along = w @ unit
     cosh, sinh = np.cosh(rate * times)[:, None], np.sinh(rate * times)[:, None]
     moved = w + ((cosh - 1) * along + sinh * a)[:, :, None] * unit
@@ -480,7 +491,9 @@ def symmetric_limit(problem: Problem, slope: float) -> tuple[Array, float]:
         ((1 + α) / 4) times its margin: the largest of any such network (arXiv 2110.13905; logistic loss).
     """
     _symmetric(problem)
-    best, scale = max_margin(problem), 0.25 * (1 + slope)
+    if problem.loss not in ("logistic", "exponential"):
+        raise ValueError(f"problem must have the logistic or the exponential loss; got {problem.loss}")
+    best, scale = max_margin(problem), 0.25 * (1 + _slope(slope))
     return scale * best.direction[0], scale * best.margin
 
 
@@ -489,7 +502,7 @@ def oddness_defect(model: Any, theta: ArrayLike) -> float:
 
     Neurons of zero weights are left out.
     """
-    neurons = np.column_stack([model.first_layer(theta), _outer(model, theta)])
+    neurons = np.column_stack(_layers(model, theta))
     neurons = neurons[np.any(neurons != 0, axis=1)]
     scale, left, worst = np.abs(neurons).max(initial=1e-300), list(range(len(neurons))), 0.0
     while left:
@@ -528,15 +541,17 @@ def odd_twin(model: Any, theta: ArrayLike) -> tuple[Array, Array, float]:
     defect = oddness_defect(model, theta)
     if defect > 1e-10:
         raise ValueError(f"theta must hold neurons in pairs (a, w), (−a, −w); the defect is {defect:.2g}")
+    _both_trained(model)
     pace = 0.5 * (1 + model.slope)
-    return np.sqrt(pace) * model.first_layer(theta), np.sqrt(pace) * _outer(model, theta), pace
+    w, a = _layers(model, theta)
+    return np.sqrt(pace) * w, np.sqrt(pace) * a, pace
 
 
 def odd_mode(model: Any, problem: Problem, theta0: ArrayLike, force: bool = False) -> Prediction:
     """The outputs of an odd network on symmetric whitened data with the square loss, from an aligned balanced start.
 
     f(t, x) = b(t) ê · x with b = B / (1 + (B / b₀ − 1) e^{−(1 + α) 2 n factor c B t}), where XᵀX / n = c I on the space of
-    inputs, B ê is the least-squares predictor and b₀ = ((1 + α) / 2) Σ_j a_j ‖w_j‖; L = factor n c (B − b)².
+    inputs, B ê is the least-squares predictor and b₀ = ((1 + α) / 2) Σ_j a_j²; L = factor n c (B − b)².
 
     Parameters
     ----------
@@ -554,16 +569,17 @@ def odd_mode(model: Any, problem: Problem, theta0: ArrayLike, force: bool = Fals
     Prediction
         Of the observable ``"outputs"`` (T, n, 1).
     """
-    x, y = problem.X, problem.Y[:, 0]
-    n = len(x)
+    w, a = _layers(model, theta0)
+    x, y, n = problem.X, problem.Y[:, 0], len(problem.X)
+    if problem.outputs != 1 or not y.any() or not w.any():
+        raise ValueError("problem must have one output and labels, and theta0 neurons, that are not all 0")
     beta = np.linalg.lstsq(x, y, rcond=None)[0]
     target = float(np.linalg.norm(beta))
     unit = beta / target
     second = x.T @ x / n
     c = float(unit @ second @ unit)
-    w, a = model.first_layer(theta0), _outer(model, theta0)
     size = np.linalg.norm(w)
-    b0 = 0.5 * (1 + model.slope) * float(a @ (w @ unit))
+    b0 = 0.5 * (1 + model.slope) * float(a @ a)
     assert problem.factor is not None
     rate = 2 * problem.factor * n * (1 + model.slope) * c * target
     hypotheses = (
@@ -595,16 +611,31 @@ def _labels(problem: Problem) -> Array:
     return problem.Y[:, 0]
 
 
-def _outer(model: Any, theta: ArrayLike) -> Array:
+def _layers(model: Any, theta: ArrayLike) -> tuple[Array, Array]:
+    """Neurons (m, d) and their outer weights (m,)."""
+    if getattr(model, "first_depth", None) != 1:
+        raise ValueError(f"model must be a TwoLayerReLU with first_depth=1; got {model!r:.80}")
+    theta = finite_array("theta", theta, ("P",))
     outer = model.outer_layer(theta)
     if len(outer) != 1:
         raise ValueError(f"model must have one output; got {len(outer)}")
-    return np.asarray(outer[0])
+    return model.first_layer(theta), np.asarray(outer[0])
+
+
+def _slope(slope: float) -> float:
+    if not 0 <= number("slope", slope) <= 1:
+        raise ValueError(f"slope must lie in [0, 1]; got {slope!r}")
+    return slope
+
+
+def _both_trained(model: Any) -> None:
+    if not model.train_outer:
+        raise ValueError("model must train both layers, train_outer=True; it does not")
 
 
 def _kinds(model: Any, theta: ArrayLike) -> tuple[Array, Array]:
     """Neurons with positive and with negative outer weights."""
-    w, outer = model.first_layer(theta), _outer(model, theta)
+    w, outer = _layers(model, theta)
     if not (np.any(outer > 0) and np.any(outer < 0)):
         raise ValueError("theta must hold neurons with outer weights of both signs")
     return w[outer > 0], w[outer < 0]
@@ -649,12 +680,20 @@ def _regime(
     outer: float,
 ) -> _Regime:
     y = _labels(problem)
-    if not 0 <= slope <= 1:
-        raise ValueError(f"slope must lie in [0, 1]; got {slope!r}")
-    both = np.array([y, -y]) if signs is None else finite_array("signs", np.array(signs), (2, len(y)))
+    if problem.loss not in ("logistic", "exponential") or problem.weight_decay:
+        raise ValueError(
+            "problem must have the logistic or the exponential loss, without weight decay, for directions; got "
+            f"{problem.loss} and {problem.weight_decay}"
+        )
+    _slope(slope)
+    both = np.array([y, -y]) if signs is None else finite_array("signs", signs, (2, len(y)))
     if not np.isin(both, (-1.0, 0.0, 1.0)).all():
         raise ValueError(f"signs must be +1, −1 or 0, two for each of {len(y)} samples; got {signs!r:.80}")
-    m1, m2 = (positive_int("numbers", number) for number in numbers)
+    if not isinstance(numbers, tuple) or len(numbers) != 2:
+        raise ValueError(
+            f"numbers must be those of the neurons of either kind, (m1, m2); got {numbers!r:.80}"
+        )
+    m1, m2 = (positive_int("numbers", m) for m in numbers)
     p, q = np.where(both > 0, 1.0, slope)
     return _Regime(problem.X, y, slope, both[0], both[1], p, q, m1, m2, positive("outer", outer))
 
@@ -702,6 +741,8 @@ def _leaky(
 ) -> tuple[float, float, float, float]:
     """What our bounds are made of: factor, A, ‖W(0)‖ and V."""
     _labels(problem)
+    w, outer = _layers(model, theta0)
+    start = np.linalg.norm(w)
     if problem.loss != "logistic" or problem.weight_decay or model.train_outer or not model.slope > 0:
         raise ValueError(
             "wanted the logistic loss without weight decay, a slope above 0 and train_outer=False; got "
@@ -709,17 +750,17 @@ def _leaky(
         )
     if separator is None:
         best = max_margin(problem)
-        w = best.direction[0] / best.margin
+        star = best.direction[0] / best.margin
     else:
-        w = finite_array("separator", separator, (problem.inputs,))
-        least = float(np.min(problem.Y[:, 0] * (problem.X @ w)))
+        star = finite_array("separator", separator, (problem.inputs,))
+        least = float(np.min(problem.Y[:, 0] * (problem.X @ star)))
         if least < 1 - 1e-12:
             raise ValueError(f"separator must have y w · x >= 1 on all samples; the least is {least:.6g}")
-    outer = _outer(model, theta0)
-    reach = np.sqrt(len(outer)) * np.linalg.norm(w) / (model.slope * np.abs(outer).sum())
+    if not outer.any():
+        raise ValueError("theta0 must have an outer weight that is not 0; it has none")
+    reach = np.sqrt(len(outer)) * np.linalg.norm(star) / (model.slope * np.abs(outer).sum())
     speed = np.linalg.norm(outer) * np.linalg.norm(problem.X, axis=1).max()
     assert problem.factor is not None
-    start = np.linalg.norm(model.first_layer(theta0))
     return problem.factor, float(reach), float(start), float(speed)
 
 

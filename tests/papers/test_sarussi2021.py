@@ -62,14 +62,52 @@ def test_data_are_what_they_are_said_to_be():
 
 def test_a_run_that_is_stopped_decides_nothing(monkeypatch):
     whole = paper.flow
-    monkeypatch.setattr(paper, "flow", lambda *args, **options: whole(*args, **{**options, "max_steps": 300}))
+    monkeypatch.setattr(paper, "flow", lambda *args, **options: whole(*args, **{**options, "max_steps": 40}))
     runs = (
+        lambda rtol: paper.linear_boundary(paper.SetUp("teacher", each=10, scale=paper.LARGE), rtol),
         lambda rtol: paper.tends(paper.SetUp("few", seed=24), rtol, far=1e5),
         lambda rtol: paper.support_vectors(paper.SetUp("symmetric"), rtol),
     )
     for run in runs:
         verdict = check(Claim("stopped", "", "", run), rtol=1e-10)
         assert verdict.status == "inconclusive" and "max_steps" in verdict.note
+
+
+def test_epochs_that_all_have_mistakes_hold_nothing_short_of_the_bound(monkeypatch):
+    monkeypatch.setattr(paper, "mistakes", lambda setup, run: np.ones(len(run.t) - 1, dtype=bool))
+    setup = paper.SetUp("clouds", each=1, scale=paper.MEDIUM)
+    bound = clusters.training_epochs(setup.model, setup.problem, setup.theta0, np.log(2), paper.STEP)
+    assert bound > 200
+    verdict = check(Claim("", "", "", lambda rtol: paper.has_good_epoch(setup, rtol)))
+    assert verdict.status == "inconclusive"
+
+
+@pytest.mark.parametrize(("resolved", "status"), [(0.0, "inconclusive"), (1.0, "inapplicable")])
+def test_signs_that_change_decide_only_where_kinks_are_resolved(monkeypatch, resolved, status):
+    whole, seen = clusters.agreement, []
+
+    def changing(*arguments):
+        found = whole(*arguments)
+        seen.append(found)
+        return found if len(seen) % 5 else found._replace(positive=-found.positive)
+
+    monkeypatch.setattr(clusters, "agreement", changing)
+    monkeypatch.setattr(paper, "RESOLVED", resolved)
+    setup = paper.SetUp("clouds", each=1)
+    assert check(Claim("", "", "", lambda rtol: paper.tends(setup, rtol, far=1e3))).status == status
+    assert len(seen) % 5 == 0  # the last of five states each time
+
+
+@pytest.mark.parametrize("error", [1e-8, 2e-6, np.inf])
+def test_an_extrapolated_distance_is_no_surer_than_its_limit(error):
+    limit = observe.Limit(np.array([1.0, 3e-7]), error, 1.0, 2)
+
+    def run(rtol):
+        return paper.Evidence((), (paper.extrapolated("distance", limit, np.array([1.0, 0.0])),))
+
+    verdict = check(Claim("", "", "", run))
+    assert verdict.status == ("holds" if error < 5e-7 else "inconclusive")
+    assert verdict.uncertainty >= error * (1 - 1e-12)
 
 
 @pytest.mark.parametrize("pair", [(0, 1), (2, 7)])
@@ -82,7 +120,7 @@ def test_digits_told_apart_by_two_clusters(pair):
 @pytest.mark.slow
 def test_a_direction_at_log_one_over_loss_of_a_million():
     setup = paper.SetUp("symmetric", each=1)
-    run = setup.by_loss(np.geomspace(1e2, 1e6, 5), 1e-10)
+    run = setup.by_loss(paper.levels_to(1e6), 1e-10)
     assert run.status.code == "finished" and run.t[-1] >= 1e6
     found = clusters.agreement(setup.model, setup.problem, run.end)
     wanted = clusters.direction(setup.problem, setup.slope, found.signs).neurons(setup.numbers)

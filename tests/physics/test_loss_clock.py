@@ -310,7 +310,7 @@ def test_max_margin_of_data_that_are_not_separable():
 
 def angle_and_limit(model, problem, top, scale=0.1):
     got = by_loss(
-        model, problem, model.init("balanced", scale=scale), np.geomspace(1e2, top, round(np.log10(top)) - 1),
+        model, problem, model.init("balanced", scale=scale), np.geomspace(1e2, top, 4 * round(np.log10(top)) - 7),
         max_steps=10**8,
     )  # fmt: skip
     assert got.status.code == "finished"
@@ -352,7 +352,7 @@ def test_log_one_over_loss_of_a_million(widths):
 
 def test_the_limit_of_known_series():
     """Terms in 1/l, and for degree 2 in its root: the stated error holds and is not idle."""
-    levels = np.geomspace(1e2, 1e6, 5)
+    levels = np.geomspace(1e2, 1e6, 9)
     model, problem = gflow.DeepLinear((1, 1)), gflow.Problem([[1.0]], [1.0], "exponential")
     got = by_loss(model, problem, [0.5], levels)
 

@@ -111,7 +111,7 @@ def test_a_neuron_on_a_kink_agrees_with_none():
     assert np.isnan(clusters.agreement(two, problem, theta).positive[0])
 
 
-def hostile(slope, radius, rng, each=2, tries=60):
+def hostile(slope, radius, rng, each=2, tries=30):
     """Search for weights and a point at which the network is against its linear predictor, as far off it as can be.
 
     Returns the largest |(w̄ − ū) · x| / band among those found: near 1 if the band is sharp, never above.
@@ -257,7 +257,7 @@ def angle(a, b):
 def test_the_support_vector_machine_only_for_slope_one_and_symmetric_data():
     svc = pytest.importorskip("sklearn.svm").SVC
     apart = []
-    for seed in range(8):
+    for seed in range(4):
         problem = separable(seed)
         flat, leaky = clusters.direction(problem, 1.0), clusters.direction(problem, 0.2)
         best = max_margin(problem).direction[0]
@@ -289,7 +289,7 @@ def test_infeasible_signs_are_refused_with_the_number():
 def test_the_flow_tends_to_the_direction_of_its_regime(seed):
     """Error ~ 1/log(1/L) raw, and below the stated one extrapolated; the radii stay what they are."""
     model, problem = network(), separable(seed)
-    got = at_loss(model, problem, start(model, 1e-2, seed), np.geomspace(1e2, 1e5, 4), rtol=1e-10)
+    got = at_loss(model, problem, start(model, 1e-2, seed), np.geomspace(1e2, 1e4, 9), rtol=1e-10)
     found = clusters.agreement(model, problem, got.end)
     assert found.regime in ("PAR", "NAR") and got.events.t[-1] < 100.0
     wanted = clusters.direction(problem, model.slope, found.signs)
@@ -302,14 +302,14 @@ def test_the_flow_tends_to_the_direction_of_its_regime(seed):
     assert np.linalg.norm(limit.value - unit) <= limit.error <= 1e-6
     radii = observe.along(got, clusters.radii)
     # conserved up to the rounding of a sum of parts of the size of the weights
-    np.testing.assert_allclose(radii, radii[:1].repeat(4, axis=0), rtol=1e-9, atol=1e-13 * got.t[-1])
+    np.testing.assert_allclose(radii, radii[:1].repeat(len(radii), axis=0), rtol=1e-9, atol=1e-13 * got.t[-1])
 
 
 @pytest.mark.parametrize(("seed", "regime"), [(17, "NAR"), (24, "NAR"), (OFFSET, "kink")])
 def test_imperfect_agreement_and_sliding_clusters(seed, regime):
     """Both against the closed direction: where all of a kind are on the wrong side of a sample, or on its kink."""
     model, problem = network(), OTHERS[seed]
-    got = at_loss(model, problem, start(model, 1e-3, seed), np.geomspace(1e2, 1e5, 4), rtol=1e-10)
+    got = at_loss(model, problem, start(model, 1e-3, seed), np.geomspace(1e2, 1e4, 9), rtol=1e-10)
     found = clusters.agreement(model, problem, got.end)
     assert found.regime == regime and found.perfect < 1 and got.events.t[-1] < 100.0
     assert (found.beta > 0) == (regime == "NAR")
@@ -455,13 +455,31 @@ def test_epochs_of_descent_on_single_samples(step_size):
     for loss in (np.log(2), 0.1):
         bound = clusters.training_epochs(model, problem, theta0, loss, step_size)
         run = gflow.descend(
-            model, problem, theta0, step_size, n * min(int(bound) + 1, 2000), batch_size=1, rng=0
+            model, problem, theta0, step_size, n * min(int(bound) + 1, 500), batch_size=1, rng=0
         )
         order = np.asarray(gflow.iterate.batches(run)).reshape(-1, n)
         f = np.array([model.function(one, problem.X)[:, 0] for one in run.theta[:-1]])
         met = np.log1p(np.exp(-problem.Y[order.ravel(), 0] * f[np.arange(len(f)), order.ravel()]))
         good = (met.reshape(-1, n) < loss).all(axis=1)
         assert good.any() and np.argmax(good) <= bound
+
+
+@pytest.mark.parametrize("step_size", [0.01, 0.5, 50.0])
+def test_the_epochs_are_the_root_of_the_inequality(step_size):
+    """η S = A (‖θ‖ + ‖θ(0)‖) with ‖θ‖² = ‖θ(0)‖² + 2 η κ n E + η² V² S and E = S / c; each term counts at some step size."""
+    model, problem = network(), separable(0)
+    theta0, loss, n, eta = start(model, 3.0), 0.3, 12, step_size
+    got = clusters.training_epochs(model, problem, theta0, loss, eta)
+    reach = np.sqrt(8) / max_margin(problem).margin / (model.slope * 8 * 8**-0.5)
+    size, c = np.linalg.norm(model.first_layer(theta0)), 1 - np.exp(-loss)
+    speed = np.linalg.norm(problem.X, axis=1).max()  # Σ a² = 1
+
+    def excess(epochs):
+        s = c * epochs
+        square = size**2 + 2 * eta * 0.278464542761074 * n * epochs + (eta * speed) ** 2 * s
+        return eta * s - reach * (np.sqrt(square) + size)
+
+    assert got == pytest.approx(brentq(excess, 1e-3, 1e12, xtol=1e-9), rel=1e-9)
 
 
 def test_bounds_refuse_what_they_do_not_cover():
@@ -549,7 +567,7 @@ def test_flows_on_nearly_orthogonal_data_end_there(far):
     assert (clusters.orthogonality(x, 0.6) < 0.1) if far else (clusters.orthogonality(x, 0.6) >= 1)
     wanted = clusters.closed_form(problem, 0.6, (3, 3))
     assert wanted.residual < 1e-12 and wanted.consistent > 0
-    got = at_loss(model, problem, start(model, 0.3), np.geomspace(1e2, 1e5, 4), rtol=1e-10)
+    got = at_loss(model, problem, start(model, 0.3), np.geomspace(1e2, 1e4, 9), rtol=1e-10)
     unit = wanted.neurons((3, 3))
     limit = observe.limit(got, heading)
     assert np.linalg.norm(limit.value - unit) <= limit.error <= 1e-7
@@ -569,9 +587,9 @@ def test_the_certificate_is_not_of_the_limit():
         start(model, 1e-4, 40),
         model.pack([wanted.neurons((3, 3)), model.outer_layer(start(model, 1.0))]),
     ):
-        got = at_loss(model, problem, theta0, [1e5])
+        got = at_loss(model, problem, theta0, [1e4])
         ends.append(np.linalg.norm(heading(model, problem, got.end) - wanted.neurons((3, 3))))
-    assert ends[0] > 0.4 and ends[1] < 1e-4
+    assert ends[0] > 0.4 and ends[1] < 1e-3
 
 
 @pytest.mark.parametrize("numbers", [(2, 2), (1, 3)])
@@ -654,7 +672,7 @@ def test_symmetric_data_lead_to_the_support_vector_machine(seed):
     def relative(model, problem, theta):
         return model.function(theta, far)[:, 0] / (theta @ theta)
 
-    got = at_loss(model, problem, theta0, np.geomspace(1e2, 1e5, 4), observe="margin")
+    got = at_loss(model, problem, theta0, np.geomspace(1e2, 1e4, 9), observe="margin")
     limit, reached = observe.limit(got, relative), observe.limit(got, "margin")
     assert np.linalg.norm(limit.value - far @ predictor) <= min(limit.error, 1e-7)
     assert abs(reached.value - margin) <= min(reached.error, 1e-8)
@@ -726,3 +744,51 @@ def test_one_aligned_odd_pair_is_logistic():
     np.testing.assert_allclose(got.loss, 0.5 * c * (big - b) ** 2, rtol=1e-8, atol=1e-14)
     with pytest.raises(gflow.theory.Refused, match="w = a"):
         clusters.odd_mode(model, problem, odd_start(model, 0.1, 2)).predict([1.0])
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------
+
+
+def refused():
+    fixed, both = network(each=2), gflow.TwoLayerReLU(2, 4, slope=0.3)
+    problem, odd = separable(4), symmetric(1)
+    theta0 = start(fixed, 1.0)
+    unlike = {loss: gflow.Problem(odd.X, odd.Y, loss) for loss in ("square", "exponential")}
+    zero = gflow.Problem(np.vstack([problem.X, [[0.0, 0.0]]]), np.r_[problem.Y[:, 0], 1.0], "logistic")
+    return {
+        "another model": (lambda: clusters.agreement(gflow.DeepLinear((2, 1)), problem, [1.0, 1.0]), "TwoLayerReLU"),
+        "a chain": (lambda: clusters.agreement(gflow.TwoLayerReLU(2, 4, first_depth=2), problem, theta0), "first_depth=1"),
+        "theta NaN": (lambda: clusters.agreement(fixed, problem, np.nan * theta0), "theta must be finite"),
+        "time, theta inf": (lambda: clusters.training_time(fixed, problem, np.r_[np.inf, theta0[1:]], 0.1), "theta must be finite"),
+        "no outer weights": (
+            lambda: clusters.training_time(fixed, problem, np.r_[theta0[:8], np.zeros(4)], 0.1), "outer weight"),
+        "direction of the square loss": (lambda: clusters.direction(unlike["square"], 0.3), "logistic or the exponential.*square"),
+        "slope a word": (lambda: clusters.direction(problem, "steep"), "slope"),
+        "numbers of one": (lambda: clusters.direction(problem, 0.3, None, (1,)), r"numbers must .* \(m1, m2\)"),
+        "ragged signs": (lambda: clusters.direction(problem, 0.3, ([1.0], [1.0, 1.0])), "signs must"),
+        "orthogonality of zeros": (lambda: clusters.orthogonality(zero.X, 0.3), "row 12 is zero"),
+        "orthogonality, slope 2": (lambda: clusters.orthogonality(problem.X, 2.0), "slope"),
+        "early, exponential": (lambda: clusters.early_pull(unlike["exponential"], 0.3), "logistic.*exponential"),
+        "early, outer layer fixed": (lambda: clusters.early(fixed, odd, theta0, [1.0]), "train_outer=True"),
+        "twin, outer layer fixed": (lambda: clusters.odd_twin(fixed, np.zeros(12)), "train_outer=True"),
+        "limit of the square loss": (lambda: clusters.symmetric_limit(unlike["square"], 0.3), "got square"),
+        "limit, slope 7": (lambda: clusters.symmetric_limit(odd, 7.0), "slope"),
+        "mode of a zero start": (lambda: clusters.odd_mode(both, whitened(3, 2), np.zeros(12)), "not all 0"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", refused())
+def test_what_would_be_a_wrong_number_is_refused(name):
+    call, match = refused()[name]
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+def test_zero_inputs_and_neurons_that_nothing_pulls():
+    assert clusters.least_cosine(gflow.Problem([[1.0, 0.0], [0.0, 0.0]], [1.0, 1.0], "logistic")) == 0.0
+    model = gflow.TwoLayerReLU(2, 4, slope=0.3)
+    still = gflow.Problem([[1.0, 0], [-1, 0], [1, 0], [-1, 0]], [1.0, -1, -1, 1], "logistic")
+    theta0 = model.init("gaussian", 1.0, rng=0)
+    assert np.array_equal(clusters.early(model, still, theta0, [0.0, 9.0]), [theta0, theta0])
+    zero = np.r_[np.zeros(8), 1.0, 1.0, -1.0, -1.0]
+    assert clusters.agreement(model, still, zero).regime == "kink"
