@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from gflow._check import one_of
-from gflow.report import Section
+from gflow.claims import Claim, check
+from gflow.report import Section, verdict_rows
 
 #: Names on the command line, in the order of the README.
 PAPERS = (
@@ -48,6 +49,15 @@ def unbroken(run: Any) -> Any:
     if "interrupted" in (run.codes if hasattr(run, "codes") else (run.outcome.code,)):
         raise KeyboardInterrupt
     return run
+
+
+def settle(
+    section: Section, listed: list[tuple[Claim, str]], advance: Advance, part: float, rtol: float = 1e-9
+) -> None:
+    """Check claims, each with the verdict that it must get, into the rows of a section; ``part`` of its progress."""
+    for i, (claim, expected) in enumerate(listed):
+        advance(part * i / len(listed), claim.name)
+        section.rows += verdict_rows(check(claim, rtol=rtol), expected)
 
 
 def reproduce(name: str, out: str | Path, size: str = "full", advance: Advance | None = None) -> Section:

@@ -27,14 +27,14 @@ from numpy.typing import NDArray
 from gflow import datasets, plot
 from gflow._blas import one_thread
 from gflow._run import versions
-from gflow.claims import Claim, Conclusion, Evidence, Observation, check
+from gflow.claims import Claim, Conclusion, Evidence, Observation
 from gflow.integrate import flow
 from gflow.models.relu import TwoLayerReLU
 from gflow.neurons import activation_pattern
 from gflow.objective import Objective
-from gflow.papers import unbroken
+from gflow.papers import settle, unbroken
 from gflow.problem import Problem
-from gflow.report import Plate, Section, observation_row, verdict_rows
+from gflow.report import Plate, Section, observation_row
 from gflow.theory import alignment, threshold
 from gflow.trajectory import Trajectory
 
@@ -388,11 +388,8 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
         "a training loss of about σ² and a test loss that is better for it. In between, the fits are a saddle that "
         "the flow may rest at and leave.",
     )
-    listed = claims(size)
     part = 0.3 if size == "quick" else 0.05
-    for i, (claim, expected) in enumerate(listed):
-        advance(part * i / len(listed), claim.name)
-        section.rows += verdict_rows(check(claim), expected)
+    settle(section, claims(size), advance, part)
     found = cells(out, size, lambda fraction, note: advance(part + (0.95 - part) * fraction, note))
     advance(0.95, "figures")
     runs = [plateau(LEAVES), plateau(STAYS)]

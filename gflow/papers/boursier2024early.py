@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from gflow import datasets, plot
 from gflow._blas import one_thread
-from gflow.claims import Claim, Conclusion, Evidence, Observation, check
+from gflow.claims import Claim, Conclusion, Evidence, Observation
 from gflow.integrate import flow
 from gflow.models.relu import TwoLayerReLU
 from gflow.neurons import activation_pattern
 from gflow.objective import Objective
-from gflow.papers import unbroken
+from gflow.papers import settle, unbroken
 from gflow.problem import Problem
-from gflow.report import Plate, Section, observation_row, verdict_rows
+from gflow.report import Plate, Section, observation_row
 from gflow.theory import Hypothesis, alignment, threshold
 from gflow.trajectory import Trajectory
 
@@ -337,10 +337,7 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
         "by the time τ. On three points all neurons come to be active on all of them, and the flow ends in the least-squares line's "
         "stationary point; from a large start it interpolates. Mean squared error: factor 1/n.",
     )
-    listed = claims(size)
-    for i, (claim, expected) in enumerate(listed):
-        advance(0.4 * i / len(listed), claim.name)
-        section.rows += verdict_rows(check(claim), expected)
+    settle(section, claims(size), advance, 0.4)
     advance(0.4, "alignment at τ")
     swept = angles(size)
     limits = {}

@@ -26,12 +26,12 @@ from matplotlib.ticker import NullLocator
 from numpy.typing import ArrayLike, NDArray
 
 from gflow import datasets, observe, plot, theory
-from gflow.claims import Claim, Conclusion, Evidence, Observation, check
+from gflow.claims import Claim, Conclusion, Evidence, Observation
 from gflow.integrate import flow
 from gflow.models.linear import DeepLinear
-from gflow.papers import unbroken
+from gflow.papers import settle, unbroken
 from gflow.problem import Problem
-from gflow.report import Plate, Section, observation_row, verdict_rows
+from gflow.report import Plate, Section, observation_row
 from gflow.theory.prediction import Hypothesis
 from gflow.trajectory import Trajectory
 
@@ -546,10 +546,7 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
         "exact flow does not learn the target at all: a sign stands in the way, and the closed form of the paper is singular. "
         "From any start, white inputs or not, an imbalance of both layers bounds the loss by e^(−2ct) (arXiv 2105.06351).",
     )
-    listed = claims(size)
-    for i, (claim, expected) in enumerate(listed):
-        advance(0.7 * i / len(listed), claim.name)
-        section.rows += verdict_rows(check(claim, rtol=1e-10), expected)
+    settle(section, claims(size), advance, 0.7, rtol=1e-10)
     advance(0.7, "observations")
     section.rows += [observation_row(one) for one in observations(size)]
     with plot.style():

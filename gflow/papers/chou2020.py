@@ -25,14 +25,14 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from gflow import observe, plot, theory
-from gflow.claims import Claim, Conclusion, Evidence, Observation, check
+from gflow.claims import Claim, Conclusion, Evidence, Observation
 from gflow.integrate import flow
 from gflow.iterate import descend
 from gflow.models.diagonal import Diagonal
 from gflow.models.linear import DeepLinear
-from gflow.papers import unbroken
+from gflow.papers import settle, unbroken
 from gflow.problem import Problem
-from gflow.report import Plate, Section, observation_row, verdict_rows
+from gflow.report import Plate, Section, observation_row
 from gflow.theory.factorization import RankInterval
 from gflow.theory.prediction import Hypothesis
 from gflow.trajectory import Trajectory
@@ -596,10 +596,7 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
         "stopping there yields it. Eigenvalues below zero are not learned; rounding, or a perturbed factor, changes that. "
         "Bounds are our own: only the shape of the theorem's constants is known to us.",
     )
-    listed = claims(size)
-    for i, (claim, expected) in enumerate(listed):
-        advance(0.5 * i / len(listed), claim.name)
-        section.rows += verdict_rows(check(claim, rtol=1e-10), expected)
+    settle(section, claims(size), advance, 0.5, rtol=1e-10)
     advance(0.5, "observations")
     section.rows += [observation_row(one) for one in observations(size)]
     with plot.style():

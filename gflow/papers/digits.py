@@ -17,12 +17,13 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from gflow import datasets, plot, theory
-from gflow.claims import Claim, Conclusion, Evidence, check
+from gflow.claims import Claim, Conclusion, Evidence
 from gflow.comparison import compare
 from gflow.integrate import flow
 from gflow.models.linear import DeepLinear
+from gflow.papers import settle
 from gflow.problem import Problem
-from gflow.report import Plate, Section, verdict_rows
+from gflow.report import Plate, Section
 from gflow.trajectory import Trajectory
 
 Array = NDArray[np.float64]
@@ -171,10 +172,7 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
         "With whitened inputs the closed form holds to the accuracy asked for. On raw pixels, or from a random "
         "start, it refuses: the controls say by how much its hypotheses fail, and what that does.",
     )
-    listed = claims(size)
-    for i, (claim, expected) in enumerate(listed):
-        advance(0.7 * i / len(listed), claim.name)
-        section.rows += verdict_rows(check(claim, rtol=1e-10), expected)
+    settle(section, claims(size), advance, 0.7, rtol=1e-10)
     advance(0.7, "figures")
     setups = [SetUp(depth, times=400) for depth in (2, 3, 4)]
     with plot.style():

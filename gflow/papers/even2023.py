@@ -19,13 +19,13 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from gflow import observe, plot
-from gflow.claims import Claim, Conclusion, Evidence, Observation, check
+from gflow.claims import Claim, Conclusion, Evidence, Observation
 from gflow.ensembles import ensemble
 from gflow.iterate import batches, descend
 from gflow.models.diagonal import Diagonal
-from gflow.papers import unbroken
+from gflow.papers import settle, unbroken
 from gflow.papers.sparse import SparseRegression
-from gflow.report import Plate, Section, observation_row, verdict_rows
+from gflow.report import Plate, Section, observation_row
 from gflow.theory import Hypothesis, bias, effective
 from gflow.theory.argmin import row_space
 from gflow.trajectory import Status, Trajectory
@@ -311,10 +311,7 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
         "steps taken. Batches spread the gain evenly and recover the teacher the better the larger the step; gradient "
         "descent's gain is largest where the teacher is, and ruins the recovery at the edge of stability.",
     )
-    listed = claims(size)
-    for i, (claim, expected) in enumerate(listed):
-        advance(0.4 * i / len(listed), claim.name)
-        section.rows += verdict_rows(check(claim, rtol=1e-10), expected)
+    settle(section, claims(size), advance, 0.4, rtol=1e-10)
     scans = {}
     for i, (kind, batch_size) in enumerate(KINDS.items()):
         advance(0.4 + 0.2 * i, f"{kind}: step sizes")

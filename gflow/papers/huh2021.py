@@ -21,15 +21,15 @@ from scipy.special import roots_legendre
 
 from gflow import datasets, plot
 from gflow._blas import one_thread
-from gflow.claims import Claim, Conclusion, Evidence, Observation, check
+from gflow.claims import Claim, Conclusion, Evidence, Observation
 from gflow.integrate import flow
 from gflow.models.linear import DeepLinear
 from gflow.models.relu import TwoLayerReLU
 from gflow.papers import rank_training as training
-from gflow.papers import unbroken
+from gflow.papers import settle, unbroken
 from gflow.papers.rank_training import Setting, Trained, entropy, fraction
 from gflow.problem import Problem
-from gflow.report import Plate, Section, observation_row, verdict_rows
+from gflow.report import Plate, Section, observation_row
 from gflow.theory import Hypothesis, rank
 
 Array = NDArray[np.float64]
@@ -323,10 +323,7 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
         "Over-parametrising the first layer of a ReLU network by a product lowers its rank everywhere; the error on new "
         "samples hardly follows at this size: it falls a little where the labels see two directions, and not on the digits.",
     )
-    listed = claims(size)
-    for i, (claim, expected) in enumerate(listed):
-        advance(0.25 * i / len(listed), claim.name)
-        section.rows += verdict_rows(check(claim, rtol=1e-10), expected)
+    settle(section, claims(size), advance, 0.25, rtol=1e-10)
     advance(0.25, "random networks")
     nets = random_nets(200 if size == "quick" else 3000)
     linear = training.least_squares(size, lambda part, note: advance(0.3 + 0.35 * part, note))

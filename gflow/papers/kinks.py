@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from scipy.integrate import RK45
 
 from gflow import datasets, neurons, plot
-from gflow.claims import Claim, Conclusion, Evidence, check
+from gflow.claims import Claim, Conclusion, Evidence
 from gflow.integrate import flow
 from gflow.models.relu import TwoLayerReLU
 from gflow.objective import Objective
+from gflow.papers import settle
 from gflow.problem import Problem
-from gflow.report import Plate, Section, verdict_rows
+from gflow.report import Plate, Section
 from gflow.theory import Hypothesis
 from gflow.trajectory import Trajectory
 
@@ -134,10 +135,7 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
         "there. gflow locates the events, slides along the kinks and leaves them when the inclusion says; a general "
         "solver chatters across them.",
     )
-    listed = claims(size)
-    for i, (claim, expected) in enumerate(listed):
-        advance(0.7 * i / len(listed), claim.name)
-        section.rows += verdict_rows(check(claim), expected)
+    settle(section, claims(size), advance, 0.7)
     advance(0.7, "figure")
     with plot.style():
         section.plates.append(_plane_plate(out))

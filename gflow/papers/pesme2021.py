@@ -20,13 +20,14 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from gflow import plot, theory
-from gflow.claims import Claim, Conclusion, Evidence, Observation, check
+from gflow.claims import Claim, Conclusion, Evidence, Observation
 from gflow.ensembles import ensemble
 from gflow.integrate import flow
 from gflow.iterate import descend
 from gflow.models.diagonal import Diagonal
+from gflow.papers import settle
 from gflow.problem import Problem
-from gflow.report import Plate, Section, observation_row, verdict_rows
+from gflow.report import Plate, Section, observation_row
 from gflow.stochastic import stochastic_flow
 from gflow.theory.prediction import Hypothesis
 from gflow.trajectory import Trajectory
@@ -302,10 +303,8 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
         "noise ends where gradient flow from a smaller α_∞ does, closer to the sparse target. On every path that converges this is "
         "exact; for SGD itself it is an approximation, measured here.",
     )
-    setup, listed = SetUp(), claims(size)
-    for i, (claim, expected) in enumerate(listed):
-        advance(0.6 * i / len(listed), claim.name)
-        section.rows += verdict_rows(check(claim, rtol=1e-10), expected)
+    setup = SetUp()
+    settle(section, claims(size), advance, 0.6, rtol=1e-10)
     advance(0.6, "SGD and stochastic flow over step sizes")
     sizes = (
         np.array([0.01, 0.025, 0.05, 0.1])

@@ -21,11 +21,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 
 from gflow import plot, theory
-from gflow.claims import Claim, Conclusion, Evidence, Observation, check
+from gflow.claims import Claim, Conclusion, Evidence, Observation
 from gflow.integrate import flow
 from gflow.models.diagonal import Diagonal
+from gflow.papers import settle
 from gflow.problem import Problem
-from gflow.report import Plate, Section, observation_row, verdict_rows
+from gflow.report import Plate, Section, observation_row
 from gflow.theory.prediction import Hypothesis
 from gflow.theory.saddles import Saddles
 from gflow.trajectory import Trajectory
@@ -242,10 +243,7 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
         "algorithm of least-squares problems predicts; a coordinate may leave again. At finite α jumps come late by "
         "c / log(1/α), and stays are off by a power of α.",
     )
-    listed = claims(size)
-    for i, (claim, expected) in enumerate(listed):
-        advance(0.6 * i / len(listed), claim.name)
-        section.rows += verdict_rows(check(claim, rtol=1e-10), expected)
+    settle(section, claims(size), advance, 0.6, rtol=1e-10)
     advance(0.6, "delays")
     section.rows += [observation_row(one) for one in observations(size)]
     advance(0.7, "figures")

@@ -22,13 +22,13 @@ from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 
 from gflow import datasets, iterate, observe, plot
-from gflow.claims import Claim, Conclusion, Evidence, Observation, check
+from gflow.claims import Claim, Conclusion, Evidence, Observation
 from gflow.integrate import flow
 from gflow.iterate import descend
 from gflow.models.relu import TwoLayerReLU
-from gflow.papers import unbroken
+from gflow.papers import settle, unbroken
 from gflow.problem import Problem
-from gflow.report import Plate, Section, observation_row, verdict_rows
+from gflow.report import Plate, Section, observation_row
 from gflow.theory import Hypothesis, clusters
 from gflow.theory.separable import max_margin
 from gflow.trajectory import Trajectory
@@ -552,10 +552,7 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
         "then form two clusters whose directions a quadratic program gives (along kinks too), and the decision boundary is linear but for a "
         "band that their radii bound. From a large start training ends long before that. Bounds on training time are our own.",
     )
-    listed = claims(size)
-    for i, (claim, expected) in enumerate(listed):
-        advance(0.5 * i / len(listed), claim.name)
-        section.rows += verdict_rows(check(claim, rtol=1e-10), expected)
+    settle(section, claims(size), advance, 0.5, rtol=1e-10)
     for case, (*_, name) in enumerate(DESCENTS):
         advance(0.5 + 0.2 * case / len(DESCENTS), f"descent: {name}")
         counts(size, case)

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from gflow import datasets, observe, plot, theory
-from gflow.claims import Claim, Conclusion, Evidence, check
+from gflow.claims import Claim, Conclusion, Evidence
 from gflow.comparison import compare
 from gflow.integrate import flow
 from gflow.models.linear import DeepLinear
+from gflow.papers import settle
 from gflow.problem import Problem
-from gflow.report import Plate, Section, verdict_rows
+from gflow.report import Plate, Section
 from gflow.trajectory import Trajectory
 
 Array = NDArray[np.float64]
@@ -158,10 +159,7 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
         "the distinctions from broad to fine, each along a curve known in closed form. With a step size "
         "proportional to 1/N, the number of steps to learn a mode approaches a finite limit as the depth N grows.",
     )
-    listed = claims(size)
-    for i, (claim, expected) in enumerate(listed):
-        advance(0.7 * i / len(listed), claim.name)
-        section.rows += verdict_rows(check(claim, rtol=1e-10), expected)
+    settle(section, claims(size), advance, 0.7, rtol=1e-10)
     advance(0.7, "figures")
     with plot.style():
         section.plates += [_tree_plate(out), _depth_plate(out, 10 if size == "quick" else 50)]

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 
 from gflow import plot
-from gflow.claims import Claim, Conclusion, Evidence, Observation, check
+from gflow.claims import Claim, Conclusion, Evidence, Observation
 from gflow.integrate import flow
 from gflow.models.diagonal import Diagonal
-from gflow.papers import unbroken
+from gflow.papers import settle, unbroken
 from gflow.papers.sparse import SparseRegression
 from gflow.problem import Problem
-from gflow.report import Plate, Section, observation_row, verdict_rows
+from gflow.report import Plate, Section, observation_row
 from gflow.theory import Hypothesis, bias
 from gflow.theory.argmin import row_space
 from gflow.theory.diagonal import mirror
@@ -265,10 +265,7 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
         "interpolator with the least Q_α^D: near the one of least ℓ2 norm for large α, near that of least ℓ1 norm for "
         "small α, which at depth 2 has to be exponentially small and at greater depth only a power.",
     )
-    listed = claims(size)
-    for i, (claim, expected) in enumerate(listed):
-        advance(0.5 * i / len(listed), claim.name)
-        section.rows += verdict_rows(check(claim, rtol=1e-10), expected)
+    settle(section, claims(size), advance, 0.5, rtol=1e-10)
     grid = regimes_grid(sparse, size, advance)
     section.rows += [observation_row(o) for o in observations(sparse, grid)]
     advance(0.95, "figures")
