@@ -46,7 +46,7 @@ RELU_TRAINED = {"low-rank regression": 1e-3, "digits": 1e-2}
 FLOW_SEEDS = 2
 #: By size: axes of the sweeps, and further settings.
 LINEAR: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "quick": ({"depth": [1, 2, 4, 6], "seed": [0]}, {"steps": 8_000}),
+    "quick": ({"depth": [1, 2, 5], "seed": [0]}, {"steps": 8_000}),
     "full": ({"depth": [1, 2, 3, 4, 6, 8], "seed": [0, 1]}, {"steps": 40_000}),
 }
 RELU: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
