@@ -344,7 +344,7 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
     ]
     section.rows += [observation_row(o) for o in observed]
     advance(0.95, "figures")
-    with plot.style():
+    with one_thread(), plot.style():
         section.plates += [
             _products_plate(out),
             _nets_plate(out, nets),
