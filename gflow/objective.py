@@ -67,7 +67,15 @@ class Objective:
 
     def _need(self, name: str) -> Any:
         if not self.has(name):
-            raise ValueError(f"this needs model.{name}, which {type(self.model).__name__} does not have")
+            chain = getattr(self.model, "first_depth", 1) > 1
+            instead = (
+                "; with first_depth=1 it has one: pack([first_layer(theta), outer_layer(theta)])"
+                if chain
+                else ""
+            )
+            raise ValueError(
+                f"this needs model.{name}, which {type(self.model).__name__} does not have{instead}"
+            )
         return getattr(self.model, name)
 
     def check_theta(self, theta: ArrayLike | None, name: str = "theta") -> Array:

@@ -17,6 +17,8 @@ from gflow.problem import Problem
 
 # Sine of the angle below which two inputs count as parallel.
 _PARALLEL = 1e-13
+# Matrices in a chain of first layers: products of more of them leave float64.
+_LONGEST_CHAIN = 1000
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class TwoLayerReLU(Layered):
     def __post_init__(self) -> None:
         for name in ("inputs", "width", "outputs", "first_depth"):
             positive_int(name, getattr(self, name))
+        if self.first_depth > _LONGEST_CHAIN:
+            raise ValueError(f"first_depth must be at most {_LONGEST_CHAIN}; got {self.first_depth}")
         if isinstance(self.slope, bool) or not isinstance(self.slope, Real) or not 0 <= self.slope < 1:
             raise ValueError(f"slope must lie in [0, 1); got {self.slope!r}")
         if not isinstance(self.train_outer, bool):

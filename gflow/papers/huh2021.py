@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import xarray
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from scipy.special import roots_legendre
+from scipy.stats import t as student
 
 from gflow import datasets, plot
 from gflow._blas import one_thread
@@ -27,7 +28,7 @@ from gflow.models.linear import DeepLinear
 from gflow.models.relu import TwoLayerReLU
 from gflow.papers import rank_training as training
 from gflow.papers import settle, unbroken
-from gflow.papers.rank_training import Setting, Trained, entropy, fraction
+from gflow.papers.rank_training import Setting, directions, fraction
 from gflow.problem import Problem
 from gflow.report import Plate, Section, observation_row
 from gflow.theory import Hypothesis, rank
@@ -38,14 +39,14 @@ REFERENCE = "arXiv 2103.10427"
 #: The products that are drawn: size, how many (of the controls too), depths in the claims and in the figure.
 SIZE, DRAWS, CLAIMED = 400, 12, 8
 CONTROLS = 3
-SMALL, SMALL_DRAWS = 50, 200
+SMALL, SMALL_DRAWS = 50, 60
 DEPTHS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32)
 #: Allowed for the finite size: of e^ρ, relative, for the matrix at depths up to 8, for its Gram matrix up to 4.
 NEAR, NEAR_GRAM, GRAM_DEPTHS = 7.5e-3, 1e-2, 4
 #: Of the closed forms against quadrature, and of flows against what they must do.
 ACCURACY = 1e-8
-#: A mean says no more than this many of its standard errors allow.
-STANDARD_ERRORS = 3.0
+#: A mean of draws says no more than its two-sided interval of this confidence (Student's) allows.
+CONFIDENCE = 0.99
 _EPS = float(np.finfo(float).eps)
 #: Random networks: width, samples, numbers of matrices.
 WIDTH, SAMPLES = 32, 512
@@ -107,11 +108,16 @@ def _products(factors: str, n: int, draws: int, depths: tuple[int, ...]) -> Prod
     return Products(sigma, circle, overlap)
 
 
+def _half_width(values: Array) -> Array:
+    """Half the width of the confidence interval of the mean of draws (draws, ...)."""
+    n = len(values)
+    return np.asarray(student.ppf(0.5 * (1 + CONFIDENCE), n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n))
+
+
 def _mean(name: str, values: Array, bound: float, predicted: float | None = None) -> Conclusion:
-    """A conclusion on the mean of draws, whose standard error counts as its numerical uncertainty."""
-    mean = float(values.mean())
-    error = STANDARD_ERRORS * float(values.std(ddof=1)) / np.sqrt(len(values)) / abs(predicted or 1.0)
-    return Conclusion(name, mean, bound, predicted, amplification=error / _EPS)
+    """A conclusion on the mean of draws, whose confidence interval counts as its numerical uncertainty."""
+    error = float(_half_width(values)) / abs(predicted or 1.0)
+    return Conclusion(name, float(values.mean()), bound, predicted, amplification=error / _EPS)
 
 
 def falls(factors: str, power: float, rtol: float, respect_hypotheses: bool = True) -> Evidence:
@@ -133,7 +139,7 @@ def falls(factors: str, power: float, rtol: float, respect_hypotheses: bool = Tr
         for d in range(1, deepest + 1)
     ]
     steps = np.diff(np.log(ranks), axis=1)
-    highest = int(np.argmax(steps.mean(axis=0)))
+    highest = int(np.argmax(steps.mean(axis=0) + _half_width(steps)))
     conclusions.append(_mean("largest change of ρ by one more matrix", steps[:, highest], 0.0))
     return Evidence(hypotheses if respect_hypotheses else (), tuple(conclusions))
 
@@ -179,7 +185,7 @@ def nearest(weight_decay: float, rtol: float, respect_hypotheses: bool = True) -
     conclusions = (
         Conclusion("W at the end, distance from the nearest interpolator, relative",
                    float(np.linalg.norm(end - wanted) / np.linalg.norm(wanted)), ACCURACY),
-        Conclusion("e^ρ at the end", float(np.exp(entropy(end))), ACCURACY, float(np.exp(entropy(wanted)))),
+        Conclusion("e^ρ at the end", directions(end), ACCURACY, directions(wanted)),
     )  # fmt: skip
     return Evidence((hypothesis,) if respect_hypotheses else (), conclusions, (run.status,))
 
@@ -326,8 +332,8 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
     settle(section, claims(size), advance, 0.25, rtol=1e-10)
     advance(0.25, "random networks")
     nets = random_nets(200 if size == "quick" else 3000)
-    linear = training.least_squares(size, lambda part, note: advance(0.3 + 0.35 * part, note))
-    relu = training.overparametrised(size, lambda part, note: advance(0.65 + 0.3 * part, note))
+    linear = training.least_squares(size, out, lambda part, note: advance(0.3 + 0.35 * part, note))
+    relu = training.overparametrised(size, out, lambda part, note: advance(0.65 + 0.3 * part, note))
     observed = [
         *net_observations(nets),
         *training.linear_observations(linear),
@@ -335,7 +341,7 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
     ]
     section.rows += [observation_row(o) for o in observed]
     advance(0.95, "figures")
-    with plot.style():
+    with one_thread(), plot.style():
         section.plates += [
             _products_plate(out),
             _nets_plate(out, nets),
@@ -429,29 +435,28 @@ _COLORS = dict(zip(training.OPTIMIZERS, ("0.6", "C0", "C2", "C1", "C3"), strict=
 _MARKERS = dict(zip(training.OPTIMIZERS, "osv^D", strict=True))
 
 
-def _training_plate(out: Path, runs: list[Trained]) -> Plate:
-    depths = training.depths_of(runs)
+def _training_plate(out: Path, runs: xarray.Dataset) -> Plate:
+    depths, seeds = runs.depth.values.tolist(), runs.seed.values.tolist()
+    ranks, reached = runs["rank"].mean("seed"), (runs.code == "stopped").all("seed")
     fig, axes = plot.figure(2, 3, height=1.9)
     for row, teacher in zip(axes, training.TEACHERS, strict=True):
-        seeds = sorted({r.setting.seed for r in runs})
-        least = np.mean([np.exp(entropy(Setting(teacher, 1, s).least_norm)) for s in seeds])
         for ax, start in zip(row, training.STARTS, strict=True):
-            ax.axhline(float(least), color="0.5", linestyle=":", linewidth=1.0)
+            ax.axhline(training.least_norm_rank(teacher, seeds), color="0.5", linestyle=":", linewidth=1.0)
             begin = [
-                np.mean([np.exp(entropy(s.model.end_to_end(s.start(start)))) for s in (Setting(teacher, d, k) for k in seeds)])
+                np.mean([directions(s.model.end_to_end(s.start(start))) for s in (Setting(teacher, d, k) for k in seeds)])
                 for d in depths
             ]  # fmt: skip
             ax.plot(depths, begin, color="0.3", linestyle="--", linewidth=0.6)
             for optimizer in training.OPTIMIZERS:
-                found = [training.mean_rank(runs, teacher, start, optimizer, d) for d in depths]
+                place = {"teacher": teacher, "start": start, "optimizer": optimizer}
                 color, exact = (
                     _COLORS[optimizer],
                     optimizer == "flow",
                 )  # under the others, which it often meets
-                ax.plot(depths, [value for value, _ in found], color=color, linewidth=2.4 if exact else 0.8)
-                for d, (value, reached) in zip(depths, found, strict=True):
+                ax.plot(depths, ranks.sel(place), color=color, linewidth=2.4 if exact else 0.8)
+                for d, value, done in zip(depths, ranks.sel(place), reached.sel(place), strict=True):
                     ax.plot(d, value, marker=_MARKERS[optimizer], color=color, markersize=5.5 if exact else 3,
-                            markerfacecolor=color if reached else "white", markeredgewidth=0.7)  # fmt: skip
+                            markerfacecolor=color if done else "white", markeredgewidth=0.7)  # fmt: skip
             ax.set_xscale("log", base=2)
             ax.set_xticks(depths, [str(d) for d in depths])
             ax.minorticks_off()
@@ -481,29 +486,24 @@ def _training_plate(out: Path, runs: list[Trained]) -> Plate:
     )
 
 
-def _overparametrised_plate(out: Path, runs: list[Any]) -> Plate:
+def _overparametrised_plate(out: Path, runs: dict[str, xarray.Dataset]) -> Plate:
     fig, axes = plot.figure(2, 3, height=2.0)
-    ks = training.ks_of(runs)
     marks = {"momentum": ("o", "C1"), "Adam": ("D", "C3"), "flow": ("s", "0.0")}
-    for row, task in zip(axes, training.TASKS, strict=True):
-        shown = {
-            r.k: r.sigma for r in runs
-            if (r.task.name, r.task.seed, r.start, r.optimizer) == (task, 0, training.RELU_STARTS[0], "momentum")
-        }  # fmt: skip
+    for row, (task, grid) in zip(axes, runs.items(), strict=True):
+        ks, seeds = grid.k.values.tolist(), grid.sizes["seed"]
+        shown = grid.sigma.sel(start=training.RELU_STARTS[0], optimizer="momentum").isel(seed=0)
         for k, color in zip(ks, plot.sequence(len(ks)), strict=True):
-            row[0].semilogy(
-                np.arange(1, len(shown[k]) + 1), shown[k] / shown[k][0], color=color, label=f"$k = {k}$"
-            )
+            sigma = shown.sel(k=k).values
+            row[0].semilogy(np.arange(1, len(sigma) + 1), sigma / sigma[0], color=color, label=f"$k = {k}$")
         row[0].set_ylim(5e-3, 1.5)
         row[0].set_ylabel("$\\sigma_i / \\sigma_1$ of the first layer")
-        for start, optimizer in training.groups_of(runs, task):
+        for start, optimizer, mine in training.groups_of(grid):
             marker, color = marks[optimizer]
             same = start == training.RELU_STARTS[0]
-            for ax, of in ((row[1], "rank"), (row[2], "error")):
-                values = training.table(runs, task, start, optimizer, of)
-                error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
+            for ax, values in ((row[1], mine["rank"]), (row[2], mine.test_error)):
+                error = values.std("seed", ddof=1) / np.sqrt(mine.sizes["seed"])
                 ax.errorbar(
-                    ks, values.mean(axis=0), error, color=color, marker=marker, markersize=3, linewidth=0.9,
+                    ks, values.mean("seed"), error, color=color, marker=marker, markersize=3, linewidth=0.9,
                     elinewidth=0.6, linestyle="-" if same else "--", markerfacecolor=color if same else "white",
                     markeredgewidth=0.7,
                 )  # fmt: skip
@@ -524,7 +524,6 @@ def _overparametrised_plate(out: Path, runs: list[Any]) -> Plate:
         Line2D([], [], color="0.4", linestyle="--", label="start: all matrices Gaussian"),
     ]
     fig.legend(handles=handles, loc="outside upper center", ncols=5)
-    seeds = len({r.task.seed for r in runs})
     return Plate(
         plot.save(fig, out / "overparametrised")[1],
         "Two-layer ReLU networks whose first layer is a product W_k ⋯ W_1: the same functions, trained otherwise. Above: 60 "

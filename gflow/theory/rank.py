@@ -9,8 +9,8 @@ which falls from (d+1)^{d+1}/d^d to 0, and the density of σ² is sin²φ sin^{d
 K. Życzkowski, arXiv 1103.3453).  Three closed forms of ours follow from it.
 
 1.  The share of larger singular values is T(φ) = [(d+1)φ − d sin φ sin((d+1)φ) / sin(dφ)] / π: the law's transform is
-    G = w / x with x = w^{d+1} / (w − 1), so that ∫ G dx = d w − log(w − 1), whose imaginary part at
-    w = e^{iφ} sin((d+1)φ) / sin(dφ), w − 1 = e^{i(d+1)φ} sin φ / sin(dφ) it is.
+    G = w / x with x = w^{d+1} / (w − 1), so that ∫ G dx = d w − log(w − 1), and T is −1/π times its imaginary part at
+    w = e^{iφ} sin((d+1)φ) / sin(dφ), w − 1 = e^{i(d+1)φ} sin φ / sin(dφ).
 2.  E σ^{2s} = Γ((d+1)s + 1) / (Γ(s + 1) Γ(ds + 2)) for real s ≥ 0 too, and not only for the whole s at which these are the
     Fuss–Catalan numbers: both sides are of exponential type less than π for Re s ≥ 0 (Carlson's theorem, after a change of
     scale the support is bounded by 1 and the gammas by Stirling's formula).
@@ -33,39 +33,41 @@ from scipy.special import digamma, gammaln
 from gflow._check import plain_array, positive, positive_int
 
 Array = NDArray[np.float64]
-#: Halvings of the interval of φ: more than float64 can tell apart.
-_HALVINGS = 60
+#: Halvings of the interval of φ: as far as float64 still tells its ends from a point between them.
+_HALVINGS = 50
+#: Depths and powers for which differences of the gamma functions keep seven digits.
+_DEEPEST, _POWERS = 10**6, (1e-3, 1e3)
 
 
 def square(phi: ArrayLike, depth: int) -> Array:
     """σ² (...) at angles 0 < φ < π/(d + 1), for products of ``depth`` matrices; in units in which E σ² = 1."""
-    d, angle = _angles(phi, depth)
-    return np.sin((d + 1) * angle) ** (d + 1) / (np.sin(angle) * np.sin(d * angle) ** d)
+    return np.exp(_log_square(*_angles(phi, depth)))
 
 
 def density(phi: ArrayLike, depth: int) -> Array:
-    """Density (...) of the law of σ² at the angles φ, with respect to σ²."""
-    d, angle = _angles(phi, depth)
-    return np.sin(angle) ** 2 * np.sin(d * angle) ** (d - 1) / (np.pi * np.sin((d + 1) * angle) ** d)
+    """Density (...) of the law of σ² at the angles φ, with respect to σ²; inf where float64 ends."""
+    angle, d = _angles(phi, depth)
+    middle, outer = _sines(angle, d)
+    with np.errstate(over="ignore"):
+        return np.exp(2 * np.log(np.sin(angle)) + (d - 1) * np.log(middle) - d * np.log(outer)) / np.pi
 
 
 def larger(phi: ArrayLike, depth: int) -> Array:
-    """Share (...) of the singular values above those at the angles φ: 0 … 1."""
-    d, angle = _angles(phi, depth)
-    return ((d + 1) * angle - d * np.sin(angle) * np.sin((d + 1) * angle) / np.sin(d * angle)) / np.pi
+    """Share (...) of the singular values above those at the angles φ: 0 … 1, to a few 1e-16."""
+    return _larger(*_angles(phi, depth))
 
 
 def density_of_angle(phi: ArrayLike, depth: int) -> Array:
     """Derivative (...) of :func:`larger` by φ: E f(σ²) is the integral of f(σ²(φ)) times this over φ."""
-    d, angle = _angles(phi, depth)
-    middle, outer = np.sin(d * angle), (d + 1) * angle
-    turn = np.sin(outer) * (1 / np.tan(angle) + d**2 / np.tan(d * angle)) - (d + 1) ** 2 * np.cos(outer)
+    angle, d = _angles(phi, depth)
+    middle, outer = _sines(angle, d)
+    turn = outer * (1 / np.tan(angle) + d**2 / np.tan(d * angle)) - (d + 1) ** 2 * np.cos((d + 1) * angle)
     return np.sin(angle) / (np.pi * middle) * turn
 
 
 def moment(s: ArrayLike, depth: int) -> Array:
     """E σ^{2s} (...) at real s ≥ 0: the Fuss–Catalan numbers C((d+1)s, s) / (ds + 1) at whole s."""
-    return np.exp(_log_moment(_orders(s), positive_int("depth", depth)))
+    return np.exp(_log_moment(_orders(s), _depth(depth)))
 
 
 def deficit(depth: int, power: float = 1.0) -> float:
@@ -74,26 +76,29 @@ def deficit(depth: int, power: float = 1.0) -> float:
     Parameters
     ----------
     depth : int
-        Number d of matrices.
+        Number d of matrices, up to a million as in all of this file.
     power : float
-        Of the singular values in the weights p_i ∝ σ_i^power: 1 for the matrix, 2 for its Gram matrix.
+        Of the singular values in the weights p_i ∝ σ_i^power, 0.001 … 1000: 1 for the matrix, 2 for its Gram matrix.
 
     Returns
     -------
     float
-        D > 0: the limit of ln n + Σ p ln p.  It increases with the depth for powers up to 2.
+        D > 0: the limit of ln n + Σ p ln p.  It increases with the depth for powers up to 2.  Relative error below
+        1e-6, and below 1e-12 for depths up to a hundred and powers from 0.1 to 10.
 
     Raises
     ------
     ValueError
-        If the depth is not a whole number ≥ 1, or the power not a number > 0.
+        If depth or power are no such numbers.
 
     Examples
     --------
     >>> round(float(np.exp(-deficit(2))), 5)
     0.66939
     """
-    d, s = positive_int("depth", depth), 0.5 * positive("power", power)
+    d, s = _depth(depth), 0.5 * positive("power", power)
+    if not _POWERS[0] <= 2 * s <= _POWERS[1]:
+        raise ValueError(f"power must lie between {_POWERS[0]:g} and {_POWERS[1]:g}; got {power!r}")
     slope = (d + 1) * digamma((d + 1) * s + 1) - digamma(s + 1) - d * digamma(d * s + 2)
     return float(s * slope - _log_moment(np.float64(s), d))
 
@@ -116,17 +121,15 @@ def entropy_rank(n: int, depth: int, power: float = 1.0) -> float:
 
 
 def share_below(sigma: ArrayLike, depth: int) -> Array:
-    """Distribution function (...) of the singular values, in units in which E σ² = 1."""
+    """Distribution function (...) of the singular values, in units in which E σ² = 1; to a few 1e-16."""
     values = np.asarray(plain_array("sigma", sigma, "(...)"), dtype=np.float64)
     if not np.all(values >= 0):
         raise ValueError(f"sigma must be >= 0; got {np.min(values):g}")
-    d = positive_int("depth", depth)
-    top = np.sqrt((d + 1) ** (d + 1) / d**d)
-    inside = (values > 0) & (values < top)
-    phi = _solve(lambda angle: np.log(square(angle, d)), 2 * np.log(values[inside]), d, falling=True)
-    out = (values >= top).astype(np.float64)
-    out[inside] = 1.0 - larger(phi, d)
-    return out
+    d = _depth(depth)
+    with np.errstate(divide="ignore"):
+        wanted = 2 * np.log(values)
+    phi = _solve(lambda angle: -_log_square(angle, d), -wanted, d)
+    return np.where(values > 0, 1.0 - _larger(phi, d), 0.0)
 
 
 def singular_values(n: int, depth: int) -> Array:
@@ -141,8 +144,9 @@ def singular_values(n: int, depth: int) -> Array:
     array (n,)
         For entries of variance 1/n.
     """
+    d = _depth(depth)
     shares = (np.arange(positive_int("n", n)) + 0.5) / n
-    return np.sqrt(square(_solve(lambda angle: larger(angle, depth), shares, depth), depth))
+    return np.exp(0.5 * _log_square(_solve(lambda angle: _larger(angle, d), shares, d), d))
 
 
 def _log_moment(s: ArrayLike, d: int) -> Array:
@@ -157,19 +161,42 @@ def _orders(s: ArrayLike) -> Array:
     return orders
 
 
-def _angles(phi: ArrayLike, depth: int) -> tuple[int, Array]:
-    d = positive_int("depth", depth)
+def _depth(depth: int) -> int:
+    if positive_int("depth", depth) > _DEEPEST:
+        raise ValueError(f"depth must be at most {_DEEPEST}; got {depth}")
+    return int(depth)
+
+
+def _angles(phi: ArrayLike, depth: int) -> tuple[Array, int]:
+    d = _depth(depth)
     angle = np.asarray(plain_array("phi", phi, "(...)"), dtype=np.float64)
     if not np.all((angle > 0) & (angle < np.pi / (d + 1))):
         raise ValueError(f"phi must lie between 0 and pi / {d + 1} for depth {d}; got {phi!r:.80}")
-    return d, angle
+    return angle, d
 
 
-def _solve(function: Callable[[Array], Array], wanted: Array, depth: int, falling: bool = False) -> Array:
-    """Angles at which a monotone function takes the wanted values, by bisection."""
-    low, high = np.zeros(len(wanted)), np.full(len(wanted), np.pi / (depth + 1))
+def _sines(angle: Array, d: int) -> tuple[Array, Array]:
+    """sin(dφ) and sin((d+1)φ), which are positive, with small relative errors near both ends of φ."""
+    left = (d + 1) * (np.pi / (d + 1) - angle)  # π − (d+1)φ
+    return np.sin(np.minimum(d * angle, left + angle)), np.sin(np.minimum((d + 1) * angle, left))
+
+
+def _log_square(angle: Array, d: int) -> Array:
+    """ln σ², which neither over- nor underflows where powers of the sines do."""
+    middle, outer = _sines(angle, d)
+    return (d + 1) * np.log(outer) - np.log(np.sin(angle)) - d * np.log(middle)
+
+
+def _larger(angle: Array, d: int) -> Array:
+    middle, outer = _sines(angle, d)
+    return np.asarray(((d + 1) * angle - d * np.sin(angle) * outer / middle) / np.pi)
+
+
+def _solve(function: Callable[[Array], Array], wanted: Array, d: int) -> Array:
+    """Angles at which a growing function takes the wanted values, by bisection; inside of the ends in any case."""
+    low, high = np.zeros_like(wanted), np.full_like(wanted, np.pi / (d + 1))
     for _ in range(_HALVINGS):
         middle = 0.5 * (low + high)
-        beyond = (function(middle) < wanted) if falling else (function(middle) > wanted)
+        beyond = function(middle) > wanted
         low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
-    return 0.5 * (low + high)
+    return np.asarray(0.5 * (low + high))

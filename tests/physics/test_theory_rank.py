@@ -121,6 +121,27 @@ def test_quantiles_and_shares_undo_each_other(depth):
     assert np.mean(rank.singular_values(20_000, depth) ** 2) == pytest.approx(1.0, rel=2e-3)
 
 
+@pytest.mark.parametrize("depth", [1, 8, 150, 1000])
+def test_great_depths_and_tiny_values_stay_right(depth):
+    """Against 60 digits, where powers of the sines leave float64; at scalars too."""
+    for share in (0.02, 0.3, 0.9):
+        phi = share * np.pi / (depth + 1)
+        with mp.workdps(60):
+            x, d = mp.mpf(phi), depth
+            wanted = (d + 1) * mp.log(mp.sin((d + 1) * x)) - mp.log(mp.sin(x)) - d * mp.log(mp.sin(d * x))
+            above = ((d + 1) * x - d * mp.sin(x) * mp.sin((d + 1) * x) / mp.sin(d * x)) / mp.pi
+        assert rank.larger(phi, depth) == pytest.approx(float(above), abs=1e-14)
+        if abs(wanted) < 600:
+            assert float(rank.square(phi, depth)) == pytest.approx(
+                float(mp.exp(wanted)), rel=1e-14 * (depth + 10)
+            )
+            sigma = float(mp.exp(wanted / 2))
+            assert float(rank.share_below(sigma, depth)) == pytest.approx(float(1 - above), abs=1e-13)
+    assert float(rank.share_below(1e-300, 1)) == pytest.approx(0.0, abs=1e-15)
+    values = rank.singular_values(50, depth)
+    assert np.all(np.isfinite(values)) and np.all(np.diff(values) <= 0)
+
+
 def test_draws_follow_the_law():
     """At size 200 the ranks are within four standard errors, and 2/n for the finite size, of the limit."""
     n, draws = 200, 8
@@ -157,6 +178,8 @@ def test_orthogonal_factors_do_not_follow_the_law():
     [
         (lambda: rank.deficit(0), "depth must be a whole number >= 1; got 0"),
         (lambda: rank.deficit(2, 0.0), "power must be a number > 0"),
+        (lambda: rank.deficit(2, 1e-8), "power must lie between 0.001 and 1000; got 1e-08"),
+        (lambda: rank.deficit(10**9), "depth must be at most 1000000; got 1000000000"),
         (lambda: rank.entropy_rank(1.5, 2), "n must be a whole number >= 1; got 1.5"),
         (lambda: rank.square(2.0, 1), "phi must lie between 0 and pi / 2 for depth 1"),
         (lambda: rank.density([0.1, 0.0], 3), "phi must lie between 0 and pi / 4"),
