@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _signal  # what signal wraps in enums, which cost a short run a sixth of its time
+import math
 import signal
 import threading
 import time
@@ -144,7 +145,11 @@ def drive(run: Any, watch: Watch, max_steps: int, progress: bool) -> Status:
     budget = 1 if watch.stop is not None else run.first_budget
     interrupts = Interrupts()
     try:
-        with interrupts, hold_blas(run.objective), Progress(progress, run.verb, run.total) as shown:
+        with (
+            interrupts,
+            hold_blas(run.objective, math.isinf(run.total)),
+            Progress(progress, run.verb, run.total) as shown,
+        ):
             asked = -1
             while outcome is None:
                 interrupts.check()
@@ -247,11 +252,14 @@ def blas_pays(objective: Objective) -> bool:
     return _widest(objective) > 512 and _multiplications(objective) > 512**3
 
 
-def hold_blas(objective: Objective) -> AbstractContextManager[Any]:
+def hold_blas(objective: Objective, to_limit: bool = False) -> AbstractContextManager[Any]:
     """Hold BLAS at one thread, unless more of them pay, or the products are too small for more than one.
+
+    On the way to a limit the Hessian's eigenvalues are asked for, of whose threads each may wait for the other.
 
     The bits of a product may depend on the number of threads: every run of an objective goes through here.
     """
-    if _multiplications(objective) < 32**3 or blas_pays(objective):
+    small = _multiplications(objective) < 32**3 and not to_limit
+    if small or blas_pays(objective):
         return nullcontext()
     return one_thread()

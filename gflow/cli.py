@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"NAME must be among {', '.join(papers.PAPERS)}; got {', '.join(unknown)}")
     if options.list:
         for name in papers.PAPERS:
-            print(f"{name:<12} {(papers.paper(name).__doc__ or '').strip().splitlines()[0]}")
+            about = (papers.paper(name).__doc__ or "").strip().split("\n\n")[0]
+            print(f"{name:<17} {' '.join(about.split())}")
         return 0
     tour = not options.names
     size = "quick" if tour or options.quick else "full"

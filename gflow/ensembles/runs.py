@@ -43,6 +43,7 @@ class Runs(ABC):
     """What flows and descents have in common."""
 
     verb: str
+    to_limit = False
     outcomes: dict[int, Status]
 
     def __init__(self, objective: Objective, thetas: Array, observers: dict[str, Callable[..., Any]]) -> None:
@@ -123,7 +124,7 @@ def drive(runs: Runs, jobs: int, progress: bool) -> bool:
     interrupts, came = Interrupts(), False
     with (
         interrupts,
-        hold_blas(runs.objective),
+        hold_blas(runs.objective, runs.to_limit),
         Progress(progress, runs.verb, float(number)) as shown,
         ThreadPoolExecutor(threads) as pool,
     ):
