@@ -19,13 +19,13 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from gflow import datasets, plot
-from gflow._blas import one_thread
 from gflow.claims import Claim, Conclusion, Evidence, Observation, check
 from gflow.integrate import flow
 from gflow.models.relu import TwoLayerReLU
 from gflow.neurons import activation_pattern
 from gflow.objective import Objective
 from gflow.papers import unbroken
+from gflow.papers.falling import FALLS, NEVER, run_or_fall
 from gflow.problem import Problem
 from gflow.report import Plate, Section, observation_row, verdict_rows
 from gflow.theory import Hypothesis, alignment, threshold
@@ -99,9 +99,8 @@ class SetUp:
         return float(alignment.alignment_time(self.landscape.largest, self.scale, EPSILON))
 
     def flow(self, t: Any, rtol: float = 1e-9, **options: Any) -> Trajectory:
-        """The exact flow, on one thread of BLAS: its matrices are small."""
-        with one_thread():
-            return unbroken(flow(self.model, self.problem, self.theta0, t, rtol=rtol, **options))
+        """The exact flow."""
+        return unbroken(flow(self.model, self.problem, self.theta0, t, rtol=rtol, **options))
 
 
 def _gaussian(seed: int) -> tuple[Array, Array]:
@@ -168,23 +167,18 @@ def ends_in_least_squares(setup: SetUp, rtol: float, respect_hypotheses: bool = 
     if not all(h.holds for h in hypotheses):
         return Evidence(hypotheses)
     objective = Objective(setup.model, setup.problem)
-
-    def below(t: float, theta: Array) -> bool:
-        return objective.loss(theta) < BELOW * setup.fit_loss
-
-    run = setup.flow(np.inf, rtol, stop=below, max_steps=10_000)
-    fallen = run.outcome.code == "stopped"  # it will not come back: the loss never rises
-    far = (1 - BELOW) * setup.fit_loss if fallen else abs(objective.loss(run.end) - setup.fit_loss)
-    off = Conclusion("|L − RSS/n| in the limit, or a lower bound of it", far, LOSS)
-    if fallen:
-        return Evidence(hypotheses, (off,), (run.status,))
+    run, inverse = run_or_fall(objective, setup.theta0, BELOW * setup.fit_loss, rtol)
+    falls = Conclusion(FALLS.format(f"{BELOW:g} RSS/n"), inverse, NEVER)
+    if inverse > 0:
+        return Evidence(hypotheses, (falls,), (run.status,))
     outputs = setup.model.function(run.end, setup.problem.X)[:, 0]
     patterns = activation_pattern(setup.model, setup.problem, run.end)
     a = setup.model.outer_layer(run.end)[0]
     dead = np.all(patterns <= 0, axis=1)
     other = np.where(a > 0, ~dead & np.any(patterns < 1, axis=1), ~dead)
     conclusions = (
-        off,
+        falls,
+        Conclusion("|L − RSS/n| in the limit", abs(objective.loss(run.end) - setup.fit_loss), LOSS),
         Conclusion("largest |h(x) − b·x| on the points", float(np.abs(outputs - setup.problem.X @ setup.line).max()), OUTPUTS),
         Conclusion("share of neurons neither dead nor, with a > 0, active on all points", float(other.mean()), 0.5 / setup.width),
     )  # fmt: skip
