@@ -46,8 +46,8 @@ SIGMA, MARGIN, WIDTH, SCALE = 0.3, 0.3, 40, 1e-3
 LOSS, VECTORS = 1e-10, 1e-6
 #: L / L_OLS below which it is clear that a flow ends elsewhere: the loss never rises.
 BELOW = 0.9
-#: 2 L / σ² below which a run interpolates, and the relative distance from the two fits' loss of one that ends there.
-INTERPOLATED, FITTED = 1e-6, 1e-6
+#: 2 L / σ² below which a run interpolates.
+INTERPOLATED = 1e-6
 #: Steps after which a run of the figure is given up, and its tolerance.
 STEPS, RTOL = 20_000, 1e-8
 OUTCOMES = ("two fits", "between", "undecided", "interpolates", "failed")
@@ -248,8 +248,13 @@ def outcome(found: dict[str, Any]) -> str:
         return "interpolates"
     if not found["finished"]:
         return "undecided"
-    close = abs(found["train"] / found["fits_train"] - 1) <= FITTED
+    close = _gap(found) <= LOSS
     return "two fits" if close and not found["saddle"] else "between"
+
+
+def _gap(found: dict[str, Any]) -> float:
+    """|L − (RSS₊ + RSS₋) / (2n)|."""
+    return 0.5 * abs(float(found["train"] - found["fits_train"]))
 
 
 def grid(size: str) -> list[tuple[int, int, int]]:
@@ -365,7 +370,13 @@ def ends_of_range(found: Cells, d: int) -> list[Observation]:
     ends = {n: [outcome(row) for (e, m, _), row in found.items() if (e, m) == (d, n)] for n in sizes}
     some = [n for n in sizes if "interpolates" in ends[n]]
     late = [n for n in sizes if all(set(ends[m]) == {"two fits"} for m in sizes if m >= n)]
-    listed = []
+    gaps = [_gap(row) for (e, _, _), row in found.items() if e == d and outcome(row) == "two fits"]
+    listed = [
+        Observation(
+            f"d = {d}: largest |L − (RSS₊ + RSS₋) / (2n)| of the {len(gaps)} runs that end in the two fits",
+            max(gaps, default=float("nan")), 0.0, f"they end there if it is at most {LOSS:g}", REFERENCE,
+        )
+    ]  # fmt: skip
     for what, among, other in (
         ("largest n at which a run interpolates", some[-1:], 1),
         ("least n from which on all runs end in the two fits", late[:1], -1),

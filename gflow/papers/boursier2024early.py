@@ -310,7 +310,7 @@ def observations(swept: Swept, limits: dict[str, Limits]) -> list[Observation]:
             )
         )  # fmt: skip
     for data, (lams, losses, seen) in limits.items():
-        small, large = lams[np.abs(losses - 1) < 1e-6], lams[(losses < 1e-6) & seen]
+        small, large = (lams[seen & (np.abs(losses - end) < 1e-6)] for end in (1, 0))
         for what, value in (("largest λ that ends at RSS/n", small), ("smallest λ that interpolates", large)):
             one = float(value.max() if what[0] == "l" else value.min()) if value.size else float("nan")
             step = float(one * (lams[1] / lams[0] - 1))

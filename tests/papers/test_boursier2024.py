@@ -31,6 +31,7 @@ def test_a_run_that_is_given_up_is_undecided_unless_it_interpolates_already():
     at_fits = {**found, "finished": 1.0, "train": found["fits_train"]}
     assert paper.outcome(at_fits) == "two fits"
     assert paper.outcome({**at_fits, "saddle": 1.0}) == "between"
+    assert paper.outcome({**at_fits, "train": found["fits_train"] + 4e-10}) == "between"  # 2 L: 2e-10 away
 
 
 def test_without_samples_enough_in_a_half_there_are_no_fits():
@@ -100,10 +101,12 @@ def test_where_interpolation_stops():
         (5, 10, 0): row(0.0), (5, 20, 0): row(0.0), (5, 20, 1): row(0.08), (5, 40, 0): row(0.08),
         (5, 40, 1): row(0.03, finished=0.0), (5, 80, 0): row(0.08), (5, 99, 0): row(0.08),
     }  # fmt: skip
-    last, first = paper.ends_of_range(found, 5)
+    largest, last, first = paper.ends_of_range(found, 5)
+    assert largest.value == 0.0 and "the 4 runs" in largest.name
     assert (last.value, last.error) == (20, 20) and "unknown of 1 runs" in last.note
     assert (first.value, first.error) == (80, 40)
-    assert paper.ends_of_range({(5, 10, 0): row(0.04)}, 5) == []
+    (none,) = paper.ends_of_range({(5, 10, 0): row(0.04)}, 5)
+    assert np.isnan(none.value)
 
 
 def test_a_fall_is_a_number_that_converges():
