@@ -443,10 +443,13 @@ def _function_plate(out: Path) -> Plate:
 def _limits_plate(out: Path, limits: dict[str, Limits]) -> Plate:
     fig, ax = plot.figure()
     names = {"assumption 3": "points of assumption 3", "authors": "the authors' points"}
-    for (data, (scales, losses, seen)), color in zip(limits.items(), ("C0", "C1"), strict=True):
+    # of two sizes, since the limits are often the same
+    for (data, (scales, losses, seen)), (color, large) in zip(
+        limits.items(), (("C0", 6.0), ("C1", 3.0)), strict=True
+    ):
         ax.semilogx(scales, losses, "-", color=color, linewidth=0.6)
-        ax.semilogx(scales[seen], losses[seen], "o", color=color, label=names[data])
-        ax.semilogx(scales[~seen], losses[~seen], "o", color=color, markerfacecolor="none")
+        ax.semilogx(scales[seen], losses[seen], "o", color=color, markersize=large, label=names[data])
+        ax.semilogx(scales[~seen], losses[~seen], "o", color=color, markersize=large, markerfacecolor="none")
     ax.axhline(1.0, color="0.4", linestyle=":", linewidth=0.8)
     ax.set_ylim(-0.05, 1.4)
     ax.set_xlabel("scale $\\lambda$ of the start")
