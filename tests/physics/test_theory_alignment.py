@@ -291,6 +291,15 @@ def test_landscapes_too_large_to_enumerate_say_so():
         _ = land.extremal
 
 
+@pytest.mark.parametrize(("loss", "exact"), [("square", 1e-12), ("logistic", 1e-4)])
+def test_the_curvature_is_reached_by_one_neuron_on_one_input(loss, exact):
+    """‖D(w, θ) − D(w, 0)‖ = c M² A where w points along the only input and |a| = ‖w‖, to leading order in A."""
+    problem, a = Problem([[0.6, -1.1]], [1.0], loss=loss, factor=0.7), 1e-2
+    output = a**2 * np.linalg.norm(problem.X)
+    change = (alignment.pulls(problem) - alignment.pulls(problem, [output])) @ problem.X
+    np.testing.assert_allclose(np.linalg.norm(change), alignment.curvature(problem) * a**2, rtol=exact)
+
+
 def test_bounds_where_nothing_pulls_and_where_there_are_none():
     """D_max = 0: A' = 2 c M² A², with the solution A₀ / (1 − 2 c M² A₀ t); and long after the end of all bounds."""
     found = alignment.mass_bound(0.1, 0.0, 2.0, [0.0, 1.0, 2.5])
