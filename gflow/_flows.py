@@ -363,6 +363,7 @@ class PiecewiseFlow(Flow):
         o, before = self.objective, arguments[-1]
         self.pattern = piecewise.new_pattern(o.dims, o.size, max(0.01 * self.rtol, 1e-14), self.atol[0])
         self.table: list[Array] = []
+        self.at_zero = before is not None and bool(before.get("at_zero", 0))
         if before is None:
             zero = piecewise.begin(
                 o.gradient_kernel,
@@ -400,11 +401,18 @@ class PiecewiseFlow(Flow):
         )  # fmt: skip
 
     def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
-        code = self._compiled(output, budget, max_steps)
-        numbers = self.pattern.numbers
-        self.table.append(self.pattern.table[: numbers[piecewise.EVENTS]].copy())
-        numbers[piecewise.EVENTS] = 0
-        return explicit.PAUSED if code == piecewise.TABLE_FULL else code
+        if not self.at_zero:
+            code = self._compiled(output, budget, max_steps)
+            numbers = self.pattern.numbers
+            self.table.append(self.pattern.table[: numbers[piecewise.EVENTS]].copy())
+            numbers[piecewise.EVENTS] = 0
+            if code != piecewise.AT_ZERO:
+                return explicit.PAUSED if code == piecewise.TABLE_FULL else code
+            self.at_zero = True
+            self.state.counters[explicit.FRESH] = explicit.MOVED  # the step has been cut
+        # up to there the flow is known, and times within the last step are still to be saved
+        saved = self._compiled(output, 0, max_steps)
+        return explicit.FINISHED if saved == explicit.FINISHED else piecewise.AT_ZERO
 
     def _outcome(self, code: int, max_steps: int) -> Status:
         if code == piecewise.AT_ZERO:
@@ -442,6 +450,7 @@ class PiecewiseFlow(Flow):
             outcome = replace(outcome, warnings=(*outcome.warnings, note))
         made = super().result(outcome, watch)
         made["state"].update({name: getattr(self.pattern, name) for name in _PATTERN}, pending=pending)
+        made["state"]["at_zero"] = np.array(self.at_zero)
         return {**made, "events": events, "checkpoints": None}
 
 

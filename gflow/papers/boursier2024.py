@@ -10,10 +10,10 @@ are shown as 2 L, in units of σ².
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,16 @@ from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
 from numpy.typing import NDArray
 
 from gflow import datasets, plot
-from gflow._blas import one_thread
-from gflow._run import versions
 from gflow.claims import Claim, Conclusion, Evidence, Observation
 from gflow.integrate import flow
 from gflow.models.relu import TwoLayerReLU
 from gflow.neurons import activation_pattern
 from gflow.objective import Objective
 from gflow.papers import settle, unbroken
+from gflow.papers.falling import FALLS, NEVER, run_or_fall
 from gflow.problem import Problem
 from gflow.report import Plate, Section, observation_row
+from gflow.sweeps import sweep
 from gflow.theory import alignment, threshold
 from gflow.trajectory import Trajectory
 
@@ -46,11 +46,13 @@ SIGMA, MARGIN, WIDTH, SCALE = 0.3, 0.3, 40, 1e-3
 LOSS, VECTORS = 1e-10, 1e-6
 #: L / L_OLS below which it is clear that a flow ends elsewhere: the loss never rises.
 BELOW = 0.9
-#: 2 L / σ² below which a run interpolates, and the relative distance from the two fits' loss of one that ends there.
-INTERPOLATED, FITTED = 1e-6, 1e-6
+#: 2 L / σ² below which a run interpolates.
+INTERPOLATED = 1e-6
 #: Steps after which a run of the figure is given up, and its tolerance.
 STEPS, RTOL = 20_000, 1e-8
-OUTCOMES = ("two fits", "between", "undecided", "interpolates")
+OUTCOMES = ("two fits", "between", "undecided", "interpolates", "failed")
+#: Distance from the two fits up to which a run that leaves them has been close.
+CLOSE = 0.05
 #: Data seed and start of the plateau that is left, and a start that stays.
 LEAVES, STAYS = (1, 4), (1, 0)
 
@@ -90,10 +92,9 @@ class SetUp:
         return threshold.half_fits(self.problem, self.teacher)
 
     def flow(self, rtol: float, **options: Any) -> Trajectory:
-        """To t = ∞, on one thread of BLAS: its matrices are small."""
-        with one_thread():
-            options = {"t": np.inf, "rtol": rtol, **options}
-            return unbroken(flow(self.model, self.problem, self.theta0, **options))
+        """To t = ∞ if nothing else is said."""
+        options = {"t": np.inf, "rtol": rtol, **options}
+        return unbroken(flow(self.model, self.problem, self.theta0, **options))
 
     def distance(self, theta: Array) -> float:
         """‖h − h_fits‖ / ‖y − h_fits‖ on the samples, h_fits the two fits' outputs."""
@@ -118,21 +119,16 @@ def ends_in_two_fits(setup: SetUp, rtol: float, respect_hypotheses: bool = True)
     if not all(h.holds for h in hypotheses):
         return Evidence(hypotheses)
     objective, fits = Objective(setup.model, setup.problem), setup.fits
-
-    def below(t: float, theta: Array) -> bool:
-        return objective.loss(theta) < BELOW * fits.loss
-
-    run = setup.flow(rtol, stop=below, max_steps=10_000)
-    fallen = run.outcome.code == "stopped"  # it will not come back: the loss never rises
-    far = (1 - BELOW) * fits.loss if fallen else abs(objective.loss(run.end) - fits.loss)
-    off = Conclusion("|L − (RSS₊ + RSS₋) / (2n)| in the limit, or a lower bound of it", far, LOSS)
-    if fallen:
-        return Evidence(hypotheses, (off,), (run.status,))
+    run, inverse = run_or_fall(objective, setup.theta0, BELOW * fits.loss, rtol)
+    falls = Conclusion(FALLS.format(f"{BELOW:g} (RSS₊ + RSS₋) / (2n)"), inverse, NEVER)
+    if inverse > 0:
+        return Evidence(hypotheses, (falls,), (run.status,))
     w, a = setup.model.first_layer(run.end), setup.model.outer_layer(run.end)[0]
     patterns = activation_pattern(setup.model, setup.problem, run.end)
     other = np.any(patterns != np.outer(np.sign(a), fits.side), axis=1) & np.any(patterns > 0, axis=1)
     conclusions = [
-        off,
+        falls,
+        Conclusion("|L − (RSS₊ + RSS₋) / (2n)| in the limit", abs(objective.loss(run.end) - fits.loss), LOSS),
         Conclusion("share of neurons, not dead, active elsewhere than on S±", float(np.mean(other)), 0.5 / setup.width),
     ]  # fmt: skip
     for name, sign, b in (("b₊", 1, fits.plus), ("b₋", -1, fits.minus)):
@@ -176,6 +172,15 @@ def claims(size: str) -> list[tuple[Claim, str]]:
 # ---- the threshold -------------------------------------------------------------------------------------------
 
 
+#: What is measured of one run.
+MEASURED = (
+    "train", "test", "fits_train", "fits_test", "finished", "saddle", "reached", "closest", "closest_at", "steps",
+    "inconsistent", "misaligned",
+)  # fmt: skip
+#: ... by d, n and seed; with ``error``, why there is nothing, or "".
+Cells = dict[tuple[int, int, int], dict[str, Any]]
+
+
 def cell(d: int, n: int, seed: int, max_steps: int = STEPS, rtol: float = RTOL) -> dict[str, float]:
     """One data set and one start: where the flow goes.
 
@@ -201,7 +206,7 @@ def cell(d: int, n: int, seed: int, max_steps: int = STEPS, rtol: float = RTOL) 
 
     run = setup.flow(rtol, stop=watch, max_steps=max_steps)
     times, off = np.array(seen).T
-    found: dict[str, float] = {
+    found = dict.fromkeys(MEASURED, float("nan")) | {
         "train": 2 * Objective(setup.model, setup.problem).loss(run.end),
         "test": SIGMA**2 + _excess(setup.model, run.end),
         "finished": float(run.limit is not None and run.outcome.code in ("finished", "saddle")),
@@ -209,16 +214,18 @@ def cell(d: int, n: int, seed: int, max_steps: int = STEPS, rtol: float = RTOL) 
         "reached": float(times[-1]),
         "steps": float(run.counts["accepted"] + run.counts["rejected"]),
     }
-    names = ("fits_train", "fits_test", "closest", "closest_at", "inconsistent", "misaligned")
-    found |= dict.fromkeys(names, float("nan"))
     if fits is None:
         return found
     arrival = threshold.arrival(setup.model, setup.problem, setup.theta0, fits.side)
     excess = fits.excess(setup.teacher, threshold.second_moment(d, MARGIN))
-    values = (
-        2 * fits.loss, SIGMA**2 + excess, off.min(), times[off.argmin()], fits.inconsistent, arrival.wrong.max()
-    )  # fmt: skip
-    return found | dict(zip(names, map(float, values), strict=True))
+    return found | {
+        "fits_train": 2 * fits.loss,
+        "fits_test": SIGMA**2 + excess,
+        "closest": float(off.min()),
+        "closest_at": float(times[off.argmin()]),
+        "inconsistent": fits.inconsistent,
+        "misaligned": float(arrival.wrong.max()),
+    }
 
 
 @cache
@@ -233,14 +240,21 @@ def _excess(model: TwoLayerReLU, theta: Array) -> float:
     return float(np.mean((model.function(theta, x)[:, 0] - x[:, 0]) ** 2))
 
 
-def outcome(found: dict[str, float]) -> str:
+def outcome(found: dict[str, Any]) -> str:
     """One of :data:`OUTCOMES`; the loss never rises, so that a run which was given up may have interpolated."""
+    if found.get("error"):
+        return "failed"
     if found["train"] <= INTERPOLATED * SIGMA**2:
         return "interpolates"
     if not found["finished"]:
         return "undecided"
-    close = abs(found["train"] / found["fits_train"] - 1) <= FITTED
+    close = _gap(found) <= LOSS
     return "two fits" if close and not found["saddle"] else "between"
+
+
+def _gap(found: dict[str, Any]) -> float:
+    """|L − (RSS₊ + RSS₋) / (2n)|."""
+    return 0.5 * abs(float(found["train"] - found["fits_train"]))
 
 
 def grid(size: str) -> list[tuple[int, int, int]]:
@@ -252,35 +266,24 @@ def grid(size: str) -> list[tuple[int, int, int]]:
     return [(d, n, seed) for d, many in counts.items() for n in many for seed in range(16)]
 
 
-def kept(folder: Path, key: dict[str, Any], run: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What ``run()`` returns, from a file if it was run with the same key before."""
-    path = folder / ("-".join(f"{name}{key[name]}" for name in ("d", "n", "seed")) + ".json")
-    if path.exists():
-        stored = json.loads(path.read_text("utf-8"))
-        if stored["key"] == key:
-            return dict(stored["values"])
-    values = run()
-    folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"key": key, "values": values}), "utf-8")
-    part.replace(path)  # a file is whole or not there
-    return values
-
-
-def cells(
-    out: Path, size: str, advance: Callable[[float, str], None]
-) -> dict[tuple[int, int, int], dict[str, float]]:
-    """All runs of the figure; those that are finished are kept in ``out / "cells"`` and not run again."""
-    found, listed = {}, grid(size)
-    common = {
-        "gflow": versions()["gflow"], "sigma": SIGMA, "margin": MARGIN, "width": WIDTH, "scale": SCALE, "start": "balanced", "rtol": RTOL,
-        "max_steps": STEPS,
-    }  # fmt: skip
-    work = np.cumsum([n + 30.0 for _, n, _ in listed])
-    for (d, n, seed), done in zip(listed, work, strict=True):
-        key = {**common, "d": d, "n": n, "seed": seed}
-        found[d, n, seed] = kept(out / "cells", key, partial(cell, d, n, seed))
-        advance(float(done / work[-1]), f"d = {d}, n = {n}, seed {seed}")
+def cells(out: Path, size: str, advance: Callable[[float, str], None], jobs: int = -1) -> Cells:
+    """All runs of the figure, on all cores; those that are finished are kept in ``out / "cells"`` and not run again."""
+    found, listed = Cells(), grid(size)
+    work = sum(n + 30.0 for _, n, _ in listed)
+    done = 0.0
+    for (d, n), group in groupby(listed, key=lambda key: key[:2]):
+        seeds = [seed for _, _, seed in group]
+        advance(done / work, f"d = {d}, n = {n}, {len(seeds)} seeds")
+        settings = {"d": d, "max_steps": STEPS, "rtol": RTOL}
+        swept = sweep(cell, {"n": [n], "seed": seeds}, out / "cells", jobs, settings=settings).sel(n=n)
+        for seed in seeds:
+            one = swept.sel(seed=seed)
+            if one.error.item() == "not run: interrupted":
+                raise KeyboardInterrupt
+            found[d, n, seed] = {
+                name: one[name].item() if name in one else float("nan") for name in (*MEASURED, "error")
+            }
+        done += len(seeds) * (n + 30.0)
     return found
 
 
@@ -304,8 +307,14 @@ def concentration(d: int, sizes: tuple[int, ...], seeds: int = 8) -> Array:
 SIZES = (50, 200, 800, 3200)
 
 
-def observations(found: dict[tuple[int, int, int], dict[str, float]]) -> list[Observation]:
+def observations(found: Cells) -> list[Observation]:
     """What is measured and not asserted; errors are one standard error over the seeds where there are seeds."""
+    ranges = [one for d in sorted({d for d, _, _ in found}) for one in ends_of_range(found, d)]
+    return landscape_observations() + shares(found) + ranges
+
+
+def landscape_observations() -> list[Observation]:
+    """How the landscape becomes that of infinitely many samples."""
     listed = []
     for d in (2, 5):
         late = concentration(d, SIZES)
@@ -326,11 +335,19 @@ def observations(found: dict[tuple[int, int, int], dict[str, float]]) -> list[Ob
                 float(np.std(counts) / np.sqrt(len(counts))), "more may have been missed; with infinitely many samples 1", REFERENCE,
             )
         )  # fmt: skip
+    return listed
+
+
+def shares(found: Cells) -> list[Observation]:
+    """How the runs end, for each number of samples."""
+    listed = []
     for d, n in sorted({(d, n) for d, n, _ in found}):
         rows = [found[key] for key in found if key[:2] == (d, n)]
         ends = [outcome(row) for row in rows]
         share = {name: ends.count(name) / len(ends) for name in OUTCOMES}
         note = ", ".join(f"{ends.count(name)} {name}" for name in OUTCOMES if share[name])
+        left = sum(row["closest"] <= CLOSE and row["train"] < BELOW * row["fits_train"] for row in rows)
+        note += f"; {left} came close to the fits, a saddle there, and left them" if left else ""
         share_error = float(np.sqrt(share["two fits"] * (1 - share["two fits"]) / len(ends)))
         listed.append(
             Observation(f"d = {d}, n = {n}: share of runs that end in the two fits", share["two fits"], share_error, note, REFERENCE)
@@ -344,6 +361,31 @@ def observations(found: dict[tuple[int, int, int], dict[str, float]]) -> list[Ob
                     float(ratio.std() / np.sqrt(len(ratio))), "expectation 1", REFERENCE,
                 )
             )  # fmt: skip
+    return listed
+
+
+def ends_of_range(found: Cells, d: int) -> list[Observation]:
+    """Where interpolation stops, and from where on there is nothing but the two fits."""
+    sizes = sorted({n for e, n, _ in found if e == d})
+    ends = {n: [outcome(row) for (e, m, _), row in found.items() if (e, m) == (d, n)] for n in sizes}
+    some = [n for n in sizes if "interpolates" in ends[n]]
+    late = [n for n in sizes if all(set(ends[m]) == {"two fits"} for m in sizes if m >= n)]
+    gaps = [_gap(row) for (e, _, _), row in found.items() if e == d and outcome(row) == "two fits"]
+    listed = [
+        Observation(
+            f"d = {d}: largest |L − (RSS₊ + RSS₋) / (2n)| of the {len(gaps)} runs that end in the two fits",
+            max(gaps, default=float("nan")), 0.0, f"they end there if it is at most {LOSS:g}", REFERENCE,
+        )
+    ]  # fmt: skip
+    for what, among, other in (
+        ("largest n at which a run interpolates", some[-1:], 1),
+        ("least n from which on all runs end in the two fits", late[:1], -1),
+    ):
+        for n in among:
+            beside = sizes[min(max(sizes.index(n) + other, 0), len(sizes) - 1)]
+            unknown = sum(end in ("undecided", "failed") for m in sizes if m > n for end in ends[m])
+            note = "error: to the next n" + (f"; unknown of {unknown} runs with more" if unknown else "")
+            listed.append(Observation(f"d = {d}: {what}", float(n), float(abs(beside - n)), note, REFERENCE))
     return listed
 
 
@@ -401,10 +443,10 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
     return section
 
 
-COLOURS = {"two fits": "C0", "between": "C4", "undecided": "0.8", "interpolates": "C1"}
+COLOURS = {"two fits": "C0", "between": "C4", "undecided": "0.8", "interpolates": "C1", "failed": "C3"}
 
 
-def _threshold_plate(out: Path, found: dict[tuple[int, int, int], dict[str, float]], d: int) -> Plate:
+def _threshold_plate(out: Path, found: Cells, d: int) -> Plate:
     sizes = sorted({n for e, n, _ in found if e == d})
     rows = {n: [found[key] for key in found if key[:2] == (d, n)] for n in sizes}
     fig, (train, test, share) = plot.figure(1, 3, height=2.2)
@@ -426,6 +468,7 @@ def _threshold_plate(out: Path, found: dict[tuple[int, int, int], dict[str, floa
     train.set_ylabel("train loss $2L$ ($\\sigma^2$)")
     test.set_yscale("log")
     test.set_ylabel("test loss ($\\sigma^2$)")
+    failed = sum(outcome(row) == "failed" for n in sizes for row in rows[n])
     bottom = np.zeros(len(sizes))
     for name in OUTCOMES:
         part = np.array([np.mean([outcome(row) == name for row in rows[n]]) for n in sizes])
@@ -434,7 +477,9 @@ def _threshold_plate(out: Path, found: dict[tuple[int, int, int], dict[str, floa
     share.set_xticks(range(len(sizes)), [str(n) for n in sizes], rotation=90 if len(sizes) > 7 else 0)
     share.set_xlabel("samples $n$")
     share.set_ylabel("share of seeds")
-    handles: list[Any] = [Patch(color=COLOURS[name], label=name) for name in OUTCOMES]
+    handles: list[Any] = [
+        Patch(color=COLOURS[name], label=name) for name in OUTCOMES if name != "failed" or failed
+    ]
     handles += [
         Line2D([], [], color="0.4", linestyle=":", linewidth=0.8, label="$\\sigma^2$"),
         Line2D([], [], color="k", linewidth=0.8, label="$\\sigma^2(1 \\mp 2d/n)$"),
@@ -445,7 +490,9 @@ def _threshold_plate(out: Path, found: dict[tuple[int, int, int], dict[str, floa
         plot.save(fig, out / f"threshold_d{d}")[1],
         f"Optimization threshold in d = {d}: training and test loss (2L, in units of σ² = {SIGMA**2:g}) at t = ∞ against the number "
         f"of samples, {seeds} data sets each with a start of its own. Dots: the exact flow; losses below 1e-7 σ² are drawn "
-        "there; grey: given up before the limit was seen, so that the loss is an upper bound. Lines: σ², and the expectations of "
+        "there; grey: given up before the limit was seen, so that the loss is an upper bound. "
+        + (f"{failed} runs failed and have no dots. " if failed else "")
+        + "Lines: σ², and the expectations of "
         "the two half-data fits to leading order, σ²(1 − 2d/n) and σ²(1 + 2d/n). Right: how the runs end. After the first figure of arXiv 2410.02348.",
     )
 

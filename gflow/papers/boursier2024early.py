@@ -19,13 +19,13 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from gflow import datasets, plot
-from gflow._blas import one_thread
 from gflow.claims import Claim, Conclusion, Evidence, Observation
 from gflow.integrate import flow
 from gflow.models.relu import TwoLayerReLU
 from gflow.neurons import activation_pattern
 from gflow.objective import Objective
 from gflow.papers import settle, unbroken
+from gflow.papers.falling import FALLS, NEVER, run_or_fall
 from gflow.problem import Problem
 from gflow.report import Plate, Section, observation_row
 from gflow.theory import Hypothesis, alignment, threshold
@@ -99,9 +99,8 @@ class SetUp:
         return float(alignment.alignment_time(self.landscape.largest, self.scale, EPSILON))
 
     def flow(self, t: Any, rtol: float = 1e-9, **options: Any) -> Trajectory:
-        """The exact flow, on one thread of BLAS: its matrices are small."""
-        with one_thread():
-            return unbroken(flow(self.model, self.problem, self.theta0, t, rtol=rtol, **options))
+        """The exact flow."""
+        return unbroken(flow(self.model, self.problem, self.theta0, t, rtol=rtol, **options))
 
 
 def _gaussian(seed: int) -> tuple[Array, Array]:
@@ -168,23 +167,18 @@ def ends_in_least_squares(setup: SetUp, rtol: float, respect_hypotheses: bool = 
     if not all(h.holds for h in hypotheses):
         return Evidence(hypotheses)
     objective = Objective(setup.model, setup.problem)
-
-    def below(t: float, theta: Array) -> bool:
-        return objective.loss(theta) < BELOW * setup.fit_loss
-
-    run = setup.flow(np.inf, rtol, stop=below, max_steps=10_000)
-    fallen = run.outcome.code == "stopped"  # it will not come back: the loss never rises
-    far = (1 - BELOW) * setup.fit_loss if fallen else abs(objective.loss(run.end) - setup.fit_loss)
-    off = Conclusion("|L − RSS/n| in the limit, or a lower bound of it", far, LOSS)
-    if fallen:
-        return Evidence(hypotheses, (off,), (run.status,))
+    run, inverse = run_or_fall(objective, setup.theta0, BELOW * setup.fit_loss, rtol)
+    falls = Conclusion(FALLS.format(f"{BELOW:g} RSS/n"), inverse, NEVER)
+    if inverse > 0:
+        return Evidence(hypotheses, (falls,), (run.status,))
     outputs = setup.model.function(run.end, setup.problem.X)[:, 0]
     patterns = activation_pattern(setup.model, setup.problem, run.end)
     a = setup.model.outer_layer(run.end)[0]
     dead = np.all(patterns <= 0, axis=1)
     other = np.where(a > 0, ~dead & np.any(patterns < 1, axis=1), ~dead)
     conclusions = (
-        off,
+        falls,
+        Conclusion("|L − RSS/n| in the limit", abs(objective.loss(run.end) - setup.fit_loss), LOSS),
         Conclusion("largest |h(x) − b·x| on the points", float(np.abs(outputs - setup.problem.X @ setup.line).max()), OUTPUTS),
         Conclusion("share of neurons neither dead nor, with a > 0, active on all points", float(other.mean()), 0.5 / setup.width),
     )  # fmt: skip
@@ -316,7 +310,7 @@ def observations(swept: Swept, limits: dict[str, Limits]) -> list[Observation]:
             )
         )  # fmt: skip
     for data, (lams, losses, seen) in limits.items():
-        small, large = lams[np.abs(losses - 1) < 1e-6], lams[(losses < 1e-6) & seen]
+        small, large = (lams[seen & (np.abs(losses - end) < 1e-6)] for end in (1, 0))
         for what, value in (("largest λ that ends at RSS/n", small), ("smallest λ that interpolates", large)):
             one = float(value.max() if what[0] == "l" else value.min()) if value.size else float("nan")
             step = float(one * (lams[1] / lams[0] - 1))
@@ -446,10 +440,13 @@ def _function_plate(out: Path) -> Plate:
 def _limits_plate(out: Path, limits: dict[str, Limits]) -> Plate:
     fig, ax = plot.figure()
     names = {"assumption 3": "points of assumption 3", "authors": "the authors' points"}
-    for (data, (scales, losses, seen)), color in zip(limits.items(), ("C0", "C1"), strict=True):
+    # of two sizes, since the limits are often the same
+    for (data, (scales, losses, seen)), (color, large) in zip(
+        limits.items(), (("C0", 6.0), ("C1", 3.0)), strict=True
+    ):
         ax.semilogx(scales, losses, "-", color=color, linewidth=0.6)
-        ax.semilogx(scales[seen], losses[seen], "o", color=color, label=names[data])
-        ax.semilogx(scales[~seen], losses[~seen], "o", color=color, markerfacecolor="none")
+        ax.semilogx(scales[seen], losses[seen], "o", color=color, markersize=large, label=names[data])
+        ax.semilogx(scales[~seen], losses[~seen], "o", color=color, markersize=large, markerfacecolor="none")
     ax.axhline(1.0, color="0.4", linestyle=":", linewidth=0.8)
     ax.set_ylim(-0.05, 1.4)
     ax.set_xlabel("scale $\\lambda$ of the start")

@@ -26,7 +26,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import lsq_linear
 
-from gflow._check import finite_array, generator, non_negative, of_type, positive, positive_int
+from gflow._check import (
+    finite_array,
+    generator,
+    non_negative,
+    of_type,
+    positive,
+    positive_int,
+)
 from gflow.models.relu import TwoLayerReLU, hyperplanes
 from gflow.problem import Problem
 from gflow.theory.prediction import Hypothesis, Prediction, times_of
@@ -160,6 +167,7 @@ class Landscape:
 
     def attractors(self, sign: int) -> tuple[Extremal, ...]:
         """Those of ``extremal`` to which neurons with this sign of a come from all around; D ≠ 0."""
+        _sign(sign)
         return tuple(e for e in self.extremal if e.attracts == sign and e.vector.any())
 
     def reached(
@@ -169,6 +177,7 @@ class Landscape:
 
         For where ``extremal`` is too much work.  Each start is followed by its exact :class:`Path`.
         """
+        _sign(sign)
         draw, found = generator("rng", rng), list[Extremal]()
         for w in draw.standard_normal((positive_int("starts", starts), self.normals.shape[1])):
             path = self.path(w / np.linalg.norm(w), 1.0, sign)
@@ -199,16 +208,16 @@ class Landscape:
         Raises
         ------
         ValueError
-            If |a| < ‖w‖, or w = 0.
+            If |a| < ‖w‖, or w = 0, or w lies on a kink from which neurons go either way.
         """
         start = finite_array("w", w, (self.normals.shape[1],))
         size = abs(float(a))
-        if not 0 < np.linalg.norm(start) <= size * (1 + 1e-12):
+        if not (0 < np.linalg.norm(start) <= size * (1 + 1e-12) and np.isfinite(size)):
             raise ValueError(
-                f"a must be at least ‖w‖ > 0 in size, so that its sign stays; got |a| = {size:g}, "
+                f"a must be at least ‖w‖ > 0 in size, so that its sign stays, and finite; got |a| = {size:g}, "
                 f"‖w‖ = {np.linalg.norm(start):g}"
             )
-        return Path.of(self, start, size, sign or int(np.sign(a)))
+        return Path.of(self, start, size, int(np.sign(a)) if sign is None else _sign(sign))
 
     # -- enumeration ----------------------------------------------------------------------------------------
 
@@ -267,6 +276,12 @@ class Landscape:
                 steady = [one for one in pulled if inner and np.all(one * jump < 0)]
                 return Extremal(vector, sign * vector / length, kinks, steady[0] if steady else 0)
         return None
+
+
+def _sign(value: Any) -> int:
+    if value not in (1, -1):
+        raise ValueError(f"sign must be 1 or -1; got {value!r}")
+    return int(value)
 
 
 def landscape(problem: Problem, slope: float = 0.0, outputs: ArrayLike | None = None) -> Landscape:
@@ -603,9 +618,11 @@ def mass_bound(mass: float, largest: float, bend: float, t: ArrayLike) -> Array:
     Proved here: |d ln|a_j|/dt| ≤ ‖D(w_j, θ)‖ ≤ D_max + c M² A (``largest``, ``bend`` = :func:`curvature`), so that
     A' ≤ 2 (D_max + c M² A) A, whose solution is A₀ e^{2Dt} / (1 − (c M² A₀ / D) (e^{2Dt} − 1)).
     """
-    grown = np.exp(2 * largest * np.asarray(t, dtype=np.float64))
-    left = 1 - bend * mass / largest * (grown - 1)
-    return np.where(left > 0, mass * grown / np.where(left > 0, left, 1.0), np.inf)
+    times = np.asarray(t, dtype=np.float64)
+    with np.errstate(over="ignore"):  # then there is no bound any more
+        spread = np.expm1(2 * largest * times) / largest if largest > 0 else 2 * times
+    left, grown = 1 - bend * mass * spread, 1 + largest * spread
+    return mass * np.divide(grown, left, out=np.full(np.shape(left), np.inf), where=left > 0)
 
 
 def growth_bound(mass: float, largest: float, bend: float, t: ArrayLike) -> Array:
@@ -655,7 +672,7 @@ def early(
         start,
         Hypothesis(
             "outputs are negligible at the start (defect: c M² A / D)",
-            curvature(problem) * mass / speed,
+            curvature(problem) * mass / speed if speed > 0 else np.inf,
             tolerance=small,
         ),
     )

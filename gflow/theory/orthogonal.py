@@ -29,6 +29,8 @@ def interpolator(problem: Problem) -> Interpolator:
     """The minimal-norm interpolator on orthogonal inputs: w± = Σ_{±y_k > 0} |y_k| x_k / ‖x_k‖²."""
     pulls(problem)
     x, y = problem.X, problem.Y[:, 0]
+    if not x.any(axis=1).all():
+        raise ValueError("problem must have inputs that are not zero")
     scaled = x / np.sum(x**2, axis=1, keepdims=True)
     plus, minus = np.maximum(y, 0.0) @ scaled, np.maximum(-y, 0.0) @ scaled
     return Interpolator(plus, minus, float(np.linalg.norm(plus) + np.linalg.norm(minus)))

@@ -228,7 +228,7 @@ def escape_rates(model: Any, problem: Problem, theta: ArrayLike, fits: HalfFits)
 def second_moment(d: int, margin: float = 0.0) -> Array:
     """E xxᵀ (d, d) of x ~ N(0, I) given |x_1| > margin: 1 + c φ(c) / (1 − Φ(c)) for the first coordinate, else 1."""
     moment, c = np.eye(positive_int("d", d)), non_negative("margin", margin)
-    moment[0, 0] += c * norm.pdf(c) / norm.sf(c)
+    moment[0, 0] += c * np.exp(norm.logpdf(c) - norm.logsf(c))
     return moment
 
 
@@ -238,7 +238,8 @@ def population(teacher: ArrayLike, moment: ArrayLike) -> Array:
     For inputs with the law of −x and labels β·x + η with E[η | x] = 0: y x has a part that is even in x, of which each half
     space holds one half.  So the landscape of many samples has one extremal vector for each sign, along E[xxᵀ] β.
     """
-    return 0.5 * np.asarray(moment, dtype=np.float64) @ np.asarray(teacher, dtype=np.float64)
+    beta = finite_array("teacher", teacher, ("d",))
+    return 0.5 * finite_array("moment", moment, (beta.size, beta.size)) @ beta
 
 
 def deviation(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 
 import numpy as np
 import pytest
 
-from gflow import theory
+from gflow import Problem, TwoLayerReLU, theory
+from gflow.claims import Claim, check
+from gflow.objective import Objective
 from gflow.papers import boursier2024 as paper
 from gflow.papers import boursier2024early as early
+from gflow.papers import falling
 
 
 def test_a_cell_beyond_the_threshold_ends_in_the_two_fits():
@@ -28,6 +31,7 @@ def test_a_run_that_is_given_up_is_undecided_unless_it_interpolates_already():
     at_fits = {**found, "finished": 1.0, "train": found["fits_train"]}
     assert paper.outcome(at_fits) == "two fits"
     assert paper.outcome({**at_fits, "saddle": 1.0}) == "between"
+    assert paper.outcome({**at_fits, "train": found["fits_train"] + 4e-10}) == "between"  # 2 L: 2e-10 away
 
 
 def test_without_samples_enough_in_a_half_there_are_no_fits():
@@ -36,32 +40,99 @@ def test_without_samples_enough_in_a_half_there_are_no_fits():
     assert np.isfinite([found[name] for name in ("train", "test", "reached")]).all()
 
 
-def test_finished_cells_are_kept_and_others_run_again(tmp_path, monkeypatch):
-    """As after an interrupt: the next call goes on where the last one was; other settings start afresh."""
-    listed = [(5, 20, seed) for seed in range(3)]
-    monkeypatch.setattr(paper, "grid", lambda size: listed)
-    ran = []
+def fake_cell(log, broken):
+    """A cell that notes its runs in a file, and fails for the seed 2 as long as another file is there."""
 
-    def cell(d, n, seed):
-        if seed == 2 and len(ran) == 2:
-            ran.append("interrupt")
-            raise KeyboardInterrupt
-        ran.append(seed)
-        return {"train": float(seed), "fits_train": float("nan")}
+    def cell(d, n, seed, max_steps, rtol):
+        import os
+
+        with open(log, "a") as file:
+            file.write(f"{seed}\n")
+        if seed == 2 and os.path.exists(broken):
+            raise RuntimeError("broken")
+        return dict.fromkeys(paper.MEASURED, float(seed)) | {"fits_train": float("nan")}
+
+    return cell
+
+
+def test_finished_cells_are_kept_and_failed_ones_seen_and_run_again(tmp_path, monkeypatch):
+    """As after an interrupt: the next call goes on where the last one was; other settings start afresh."""
+    log, broken, fractions = tmp_path / "log", tmp_path / "broken", []
+    listed = [(5, n, seed) for n in (20, 30) for seed in range(3)]
+    monkeypatch.setattr(paper, "grid", lambda size: listed)
+    monkeypatch.setattr(paper, "cell", fake_cell(str(log), str(broken)))
+
+    def cells():
+        log.write_text("")
+        found = paper.cells(tmp_path, "quick", lambda fraction, note: fractions.append(fraction), jobs=1)
+        return found, [int(line) for line in log.read_text().split()]
+
+    broken.touch()
+    with pytest.warns(UserWarning, match="RuntimeError: broken"):
+        found, ran = cells()
+    assert ran == [0, 1, 2] * 2 and list(found) == listed and fractions == [0.0, 50 / 110]
+    assert paper.outcome(found[5, 20, 2]) == "failed" and np.isnan(found[5, 20, 2]["train"])
+    table = {one.name: one for one in paper.shares(found)}
+    assert "1 failed" in table["d = 5, n = 30: share of runs that end in the two fits"].note
+    broken.unlink()
+    found, ran = cells()
+    assert ran == [2, 2] and [found[key]["train"] for key in listed] == [0.0, 1.0, 2.0] * 2
+    assert np.isnan(found[listed[0]]["fits_train"]) and found[listed[2]]["error"] == ""
+    assert cells()[1] == []
+    monkeypatch.setattr(paper, "STEPS", 7)
+    assert cells()[1] == [0, 1, 2] * 2
+
+
+def test_an_interrupt_ends_the_paper(tmp_path, monkeypatch):
+    def cell(d, n, seed, max_steps, rtol):
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(paper, "cell", cell)
-    with pytest.raises(KeyboardInterrupt):
-        paper.cells(tmp_path, "quick", lambda fraction, note: None)
-    fractions = []
-    found = paper.cells(tmp_path, "quick", lambda fraction, note: fractions.append(fraction))
-    assert ran == [0, 1, "interrupt", 2]
-    assert [found[key]["train"] for key in listed] == [0.0, 1.0, 2.0] and fractions[-1] == 1.0
-    assert np.isnan(found[listed[0]]["fits_train"])
-    monkeypatch.setattr(paper, "STEPS", 7)
-    paper.cells(tmp_path, "quick", lambda fraction, note: None)
-    assert ran[4:] == [0, 1, 2]
-    kept = json.loads((tmp_path / "cells" / "d5-n20-seed1.json").read_text())
-    assert kept["key"]["max_steps"] == 7 and "gflow" in kept["key"]
+    with pytest.warns(UserWarning, match="interrupted"), pytest.raises(KeyboardInterrupt):
+        paper.cells(tmp_path, "quick", lambda fraction, note: None, jobs=1)
+
+
+def test_where_interpolation_stops():
+    def row(train, **more):
+        made = dict.fromkeys(paper.MEASURED, 0.0) | {"train": train, "fits_train": 0.08, "finished": 1.0}
+        return made | {"error": ""} | more
+
+    found = {
+        (5, 10, 0): row(0.0), (5, 20, 0): row(0.0), (5, 20, 1): row(0.08), (5, 40, 0): row(0.08),
+        (5, 40, 1): row(0.03, finished=0.0), (5, 80, 0): row(0.08), (5, 99, 0): row(0.08),
+    }  # fmt: skip
+    largest, last, first = paper.ends_of_range(found, 5)
+    assert largest.value == 0.0 and "the 4 runs" in largest.name
+    assert (last.value, last.error) == (20, 20) and "unknown of 1 runs" in last.note
+    assert (first.value, first.error) == (80, 40)
+    (none,) = paper.ends_of_range({(5, 10, 0): row(0.04)}, 5)
+    assert np.isnan(none.value)
+
+
+def test_a_fall_is_a_number_that_converges():
+    """From one neuron, L = ½ (1 − a²)² falls below ½ (1 − b)² when a² = b, on the logistic curve."""
+    objective = Objective(TwoLayerReLU(1, 1), Problem([[1.0]], [1.0]))
+    start, b = np.array([1e-3, 1e-3]), 0.6
+    exact = 0.5 * np.log(b / (1 - b) * (1 - 1e-6) / 1e-6)
+    for rtol, allowed in ((1e-11, 1e-4), (1e-2, 0.2)):
+        run, inverse = falling.run_or_fall(objective, start, 0.5 * (1 - b) ** 2, rtol)
+        assert run.outcome.code == "stopped" and abs(inverse * exact - 1) < allowed
+    run, inverse = falling.run_or_fall(objective, start, -1.0, 1e-9)
+    assert inverse == 0.0 and run.outcome.code == "finished"
+    with pytest.raises(ValueError, match="theta0 must have a loss above"):
+        falling.run_or_fall(objective, start, 1.0, 1e-9)
+
+
+@pytest.mark.parametrize("times", [(3.0, 4.0, 3.3), (3.0, 0.0, 3.0)])
+def test_runs_that_fall_at_different_times_decide_nothing(times, monkeypatch):
+    """Two coarse runs may both go astray: that is no violation unless they agree when."""
+    setup = paper.SetUp(5, 60, 0, 1)
+    monkeypatch.setattr(paper, "hypotheses_of", lambda setup: ())
+    run, calls = setup.flow(1e-6, t=[1.0]), iter(times)
+    monkeypatch.setattr(paper, "run_or_fall", lambda *arguments: (run, 1 / t if (t := next(calls)) else 0.0))
+    claim = Claim("", "", "", partial(paper.ends_in_two_fits, setup))
+    verdict = check(claim, rtol=1e-2)
+    assert verdict.status == "inconclusive" and len(verdict.rtols) == 3
 
 
 def test_a_plateau_at_the_two_fits_is_left():

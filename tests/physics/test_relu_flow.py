@@ -443,6 +443,33 @@ def test_a_neuron_that_reaches_zero_stops_the_run(w):
     np.testing.assert_allclose(run.end[:2], 0, atol=1e-9)
 
 
+@pytest.mark.parametrize("part", [0.9, 0.99, 0.9999, 1 - 1e-7])
+def test_a_zero_later_than_the_end_does_not_fail_the_run(part):
+    """The step that meets w = 0 passes over all wanted times: they are saved, and going on stops at the same zero."""
+    zero = np.log(2.5)
+    times = np.linspace(0.0, part * zero, 40)
+    run = run_one(np.eye(2), [-1.0, -1.0], [1.0, 1.5], times)
+    assert run.outcome.code == "finished" and len(run.t) == 40
+    np.testing.assert_allclose(run.theta[:, 1], 2.5 * np.exp(-times) - 1, atol=1e-8)
+    model, problem = (
+        gflow.TwoLayerReLU(2, 1, train_outer=False),
+        gflow.Problem(np.eye(2), [-1.0, -1.0], factor=0.5),
+    )
+    late = [0.5 * (part + 1) * zero, 2.0]
+    on = gflow.flow(model, problem, None, late, start=run)
+    assert on.outcome.code == "zero_neuron"
+    np.testing.assert_allclose(on.t[-2:], [late[0], zero], rtol=1e-8)
+
+
+def test_times_before_a_zero_are_saved():
+    """All those within the last step, which is long, not only those before it."""
+    times = np.linspace(0.0, 2.0, 2001)
+    run = run_one(np.eye(2), [-1.0, -1.0], [1.0, 1.5], times)
+    wanted = times[times < np.log(2.5) - 1e-6]
+    np.testing.assert_array_equal(run.t[:-1], wanted)
+    np.testing.assert_allclose(run.theta[:-1, 1], 2.5 * np.exp(-wanted) - 1, atol=1e-8)
+
+
 def test_a_leaky_neuron_passes_by_zero_where_it_may():
     """With the slope 1/10 it comes out on the other side, except through zero itself."""
     run = run_one(np.eye(2), [-1.0, -1.0], [1.0, 1.5], 30.0, slope=0.1)

@@ -74,7 +74,7 @@ def test_extremal_vectors_are_where_exact_paths_end(n, d, sign):
     """Random starts reach what the enumeration calls attractors, and nothing else."""
     for seed in range(3):
         land = alignment.landscape(random_problem(n, d, seed))
-        listed, met = land.attractors(sign), land.reached(sign, 150)
+        listed, met = land.attractors(sign), land.reached(sign, 150 if d == 2 else 50)
         assert {e.kinks for e in met} <= {e.kinks for e in listed}
         for one in met:
             gaps = [np.linalg.norm(one.direction - e.direction) for e in listed]
@@ -291,6 +291,23 @@ def test_landscapes_too_large_to_enumerate_say_so():
         _ = land.extremal
 
 
+@pytest.mark.parametrize(("loss", "exact"), [("square", 1e-12), ("logistic", 1e-4)])
+def test_the_curvature_is_reached_by_one_neuron_on_one_input(loss, exact):
+    """‖D(w, θ) − D(w, 0)‖ = c M² A where w points along the only input and |a| = ‖w‖, to leading order in A."""
+    problem, a = Problem([[0.6, -1.1]], [1.0], loss=loss, factor=0.7), 1e-2
+    output = a**2 * np.linalg.norm(problem.X)
+    change = (alignment.pulls(problem) - alignment.pulls(problem, [output])) @ problem.X
+    np.testing.assert_allclose(np.linalg.norm(change), alignment.curvature(problem) * a**2, rtol=exact)
+
+
+def test_bounds_where_nothing_pulls_and_where_there_are_none():
+    """D_max = 0: A' = 2 c M² A², with the solution A₀ / (1 − 2 c M² A₀ t); and long after the end of all bounds."""
+    found = alignment.mass_bound(0.1, 0.0, 2.0, [0.0, 1.0, 2.5])
+    np.testing.assert_allclose(found, [0.1, 0.1 / 0.6, np.inf], rtol=1e-15)
+    np.testing.assert_allclose(alignment.mass_bound(0.1, 1e-9, 2.0, 1.0), found[1], rtol=1e-8)
+    assert alignment.growth_bound(1e-3, 1.0, 1.0, [1e4]) == np.inf
+
+
 def test_what_the_landscape_is_not_made_for():
     problem, model = random_problem(5, 3), TwoLayerReLU(3, 4)
     two = Problem(problem.X, np.ones((5, 2)))
@@ -299,12 +316,21 @@ def test_what_the_landscape_is_not_made_for():
         (lambda: alignment.landscape(problem, slope=-0.1), "slope"),
         (lambda: alignment.landscape(problem, outputs=np.ones(4)), "outputs"),
         (lambda: alignment.sweep(problem), "two inputs"),
+        (lambda: alignment.landscape(problem).path(np.ones(3), 2.0, 0), "sign must be 1 or -1"),
+        (lambda: alignment.landscape(problem).path(np.ones(3), np.inf), "stays, and finite"),
+        (lambda: alignment.landscape(problem).reached(2), "sign must be 1 or -1"),
+        (lambda: alignment.landscape(problem).attractors(0), "sign must be 1 or -1"),
+        (lambda: threshold.population(np.ones(3), np.eye(2)), "moment"),
+        (lambda: orthogonal.interpolator(Problem(np.zeros((2, 3)), np.ones(2))), "not zero"),
         (lambda: alignment.curvature(Problem(problem.X, np.ones(5), loss="exponential")), "bounded second"),
         (lambda: alignment.early(TwoLayerReLU(3, 4, train_outer=False), problem, np.ones(16)), "both layers"),
     ):
         with pytest.raises(ValueError, match=words):
             run()
     short = model.pack([np.ones((4, 3)), np.full((1, 4), 1e-3)])
+    start = model.init("balanced", 1e-6)
+    with pytest.raises(Refused, match="outputs are negligible"):
+        alignment.early(model, Problem(problem.X, np.zeros(5)), start).predict(1.0)
     with pytest.raises(Refused, match="at the start"):
         alignment.early(model, problem, short, small=np.inf).predict(1.0)
     with pytest.raises(ValueError, match="a must be at least"):
@@ -318,6 +344,8 @@ def test_the_second_moment_is_that_of_the_conditioned_law():
     c = 0.3
     moment = quad(lambda x: x * x * norm.pdf(x), c, np.inf, epsabs=1e-13)[0] / norm.sf(c)
     np.testing.assert_allclose(threshold.second_moment(3, c), np.diag([moment, 1.0, 1.0]), rtol=1e-12)
+    far = 40.0  # the tail is below the least double: x² = c² + 2 + O(1/c²)
+    assert abs(threshold.second_moment(1, far)[0, 0] - far**2 - 2) < 2 / far**2
 
 
 @pytest.mark.parametrize("d", [2, 5])
