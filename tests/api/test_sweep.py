@@ -848,7 +848,7 @@ def loss(n):
     return gflow.flow(model, problem, theta0, [40.0, 1e4], rtol=1e-12, method="dop853").loss[-1]
 """
 INTERRUPTED = f"""
-import json, os, sys, time
+import json, os, signal, sys, time
 {COUNT}
 {FLOW}
 def f(n):
@@ -857,6 +857,7 @@ def f(n):
         time.sleep(0.01)
     return loss(n)
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background inherit that it is ignored
     size = int(sys.argv[4])
     grid = gflow.sweep(f, {{"n": range(size)}}, sys.argv[2], int(sys.argv[3]))
     values = grid.value.values if "value" in grid else np.full(size, np.nan)
