@@ -171,7 +171,7 @@ def test_the_page_on_small_runs_and_again_from_what_was_kept(tmp_path, monkeypat
         for p in section.plates
     )
     assert sum(row.verdict == "observation" for row in section.rows) > 20
-    kept = sorted((tmp_path / "huh2021" / "points").rglob("*.pkl"))
+    kept = sorted((tmp_path / "huh2021" / "points").rglob("*.point"))
     assert len(kept) == 12 + 8
     times = [path.stat().st_mtime_ns for path in kept]
     for size, train in (("quick", training.least_squares), ("quick", training.overparametrised)):
