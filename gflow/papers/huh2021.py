@@ -327,7 +327,8 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
         "Gaussian layers the rank falls with the depth for every optimiser, to about that of the least-norm interpolator; from "
         "balanced layers whose product keeps its size at all depths it does not: the bias there comes with the start. "
         "Over-parametrising the first layer of a ReLU network by a product lowers its rank everywhere; the error on new "
-        "samples hardly follows at this size: it falls a little where the labels see two directions, and not on the digits.",
+        "samples hardly follows at this size: it falls a little, seldom beyond doubt, where the labels see two directions, "
+        "and not on the digits.",
     )
     settle(section, claims(size), advance, 0.25, rtol=1e-10)
     advance(0.25, "random networks")
