@@ -8,13 +8,14 @@ needs kernels of its own may offer ``prepare()``, which compiles them while anot
 from __future__ import annotations
 
 import importlib
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gflow._check import one_of
 from gflow.claims import Claim, check
-from gflow.report import Section, verdict_rows
+from gflow.report import Row, Section, verdict_rows
 
 #: Names on the command line, in the order of the README.
 PAPERS = (
@@ -52,12 +53,37 @@ def unbroken(run: Any) -> Any:
 
 
 def settle(
-    section: Section, listed: list[tuple[Claim, str]], advance: Advance, part: float, rtol: float = 1e-9
+    section: Section,
+    listed: list[tuple[Claim, str]],
+    advance: Advance,
+    part: float,
+    rtol: float = 1e-9,
+    store: Path | None = None,
 ) -> None:
-    """Check claims, each with the verdict that it must get, into the rows of a section; ``part`` of its progress."""
+    """Check claims, each with the verdict that it must get, into the rows of a section; ``part`` of its progress.
+
+    With a folder ``store``, what the same code has settled before is taken from there.
+    """
     for i, (claim, expected) in enumerate(listed):
         advance(part * i / len(listed), claim.name)
-        section.rows += verdict_rows(check(claim, rtol=rtol), expected)
+        section.rows += _rows(claim, expected, rtol, store)
+
+
+def _rows(claim: Claim, expected: str, rtol: float, store: Path | None) -> list[Row]:
+    if store is None:
+        return verdict_rows(check(claim, rtol=rtol), expected)
+    from gflow._key import key_of
+    from gflow.sweeps.store import open_store
+
+    said = {"name": claim.name, "statement": claim.statement, "expected": expected, "rtol": rtol}
+    key, _ = key_of(claim.run, said)
+    kept = open_store(store, key, {"function": claim.name})
+    data = kept.get("rows")
+    if data is None:
+        data = pickle.dumps(verdict_rows(check(claim, rtol=rtol), expected))
+        kept.put("rows", data)
+    found: list[Row] = pickle.loads(data)
+    return found
 
 
 def reproduce(name: str, out: str | Path, size: str = "full", advance: Advance | None = None) -> Section:

@@ -546,7 +546,7 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
         "exact flow does not learn the target at all: a sign stands in the way, and the closed form of the paper is singular. "
         "From any start, white inputs or not, an imbalance of both layers bounds the loss by e^(−2ct) (arXiv 2105.06351).",
     )
-    settle(section, claims(size), advance, 0.7, rtol=1e-10)
+    settle(section, claims(size), advance, 0.7, rtol=1e-10, store=out / "claims")
     advance(0.7, "observations")
     section.rows += [observation_row(one) for one in observations(size)]
     with plot.style():

@@ -596,7 +596,7 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
         "stopping there yields it. Eigenvalues below zero are not learned; rounding, or a perturbed factor, changes that. "
         "Bounds are our own: only the shape of the theorem's constants is known to us.",
     )
-    settle(section, claims(size), advance, 0.5, rtol=1e-10)
+    settle(section, claims(size), advance, 0.5, rtol=1e-10, store=out / "claims")
     advance(0.5, "observations")
     section.rows += [observation_row(one) for one in observations(size)]
     with plot.style():

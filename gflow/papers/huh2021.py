@@ -330,7 +330,7 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
         "samples hardly follows at this size: it falls a little, seldom beyond doubt, where the labels see two directions, "
         "and not on the digits.",
     )
-    settle(section, claims(size), advance, 0.25, rtol=1e-10)
+    settle(section, claims(size), advance, 0.25, rtol=1e-10, store=out / "claims")
     advance(0.25, "random networks")
     nets = random_nets(200 if size == "quick" else 3000)
     linear = training.least_squares(size, out, lambda part, note: advance(0.3 + 0.35 * part, note))

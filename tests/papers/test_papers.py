@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from gflow import papers
-from gflow.claims import check
+from gflow.claims import Claim, Conclusion, Evidence, check
+from gflow.report import Section
 
 LISTED = [
     (name, claim, expected)
@@ -55,3 +58,26 @@ def test_an_unknown_paper_is_named():
     known = ", ".join(map(repr, papers.PAPERS))
     with pytest.raises(ValueError, match=f"name must be one of {known}; got 'moon'"):
         papers.paper("moon")
+
+
+def counted(path, rtol):
+    """A measurement that leaves a trace."""
+    with open(path, "a") as file:
+        file.write(f"{rtol:g}\n")
+    return Evidence((), (Conclusion("a number", 1.0, 1e-3, 1.0),))
+
+
+def test_a_claim_settled_before_is_taken_from_the_store(tmp_path):
+    trace = tmp_path / "trace"
+    claim = Claim("a claim", "It holds.", "none", partial(counted, str(trace)))
+
+    def rows(rtol):
+        section = Section("name", "title", "reference", "summary")
+        papers.settle(section, [(claim, "holds")], lambda part, note: None, 1.0, rtol, tmp_path / "claims")
+        return section.rows
+
+    first = rows(1e-9)
+    runs = trace.read_text()
+    assert runs.splitlines() == ["1e-09", "1e-11"]
+    assert rows(1e-9) == first and trace.read_text() == runs
+    assert rows(1e-8) and len(trace.read_text()) > len(runs)
