@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 import gflow
-from gflow._record import _KNOWN, _PLAIN, _find, _globals_read, _plain_function
+from gflow._record import _KNOWN, _PLAIN, _code_text, _find, _globals_read, _plain_function
 from gflow._versions import versions
 
 _INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib"))
@@ -143,19 +143,6 @@ def _version(top: str) -> str:
         return importlib.metadata.version(top)
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
-
-
-def _code_text(code: types.CodeType) -> str:
-    constants = [
-        _code_text(c) if isinstance(c, types.CodeType) else repr(sorted(map(repr, c)))
-        if isinstance(c, frozenset) else repr(c)
-        for c in code.co_consts
-    ]  # fmt: skip
-    return repr((
-        code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_argcount,
-        code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags, getattr(code, "co_exceptiontable", b""),
-        constants,
-    ))  # fmt: skip
 
 
 def _own_hash(thing: Any) -> str:

@@ -108,7 +108,11 @@ def _code_text(code: types.CodeType) -> str:
         if isinstance(c, frozenset) else repr(c)
         for c in code.co_consts
     ]  # fmt: skip
-    return repr((code.co_code, code.co_names, code.co_varnames, constants))
+    return repr((
+        code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_argcount,
+        code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags, getattr(code, "co_exceptiontable", b""),
+        constants,
+    ))  # fmt: skip
 
 
 def _globals_read(code: types.CodeType) -> set[str]:
