@@ -324,7 +324,8 @@ def reproduce(out: Path, size: str, advance: Callable[[float, str], None]) -> Se
         "M. Huh, H. Mobahi, R. Zhang, B. Cheung, P. Agrawal, P. Isola (2021), arXiv 2103.10427.",
         "The effective rank of a product of wide Gaussian matrices falls with their number: a theorem, with its limit in "
         "closed form. The mean over random networks does so at width 32, not every single one. After training from "
-        "Gaussian layers the rank falls with the depth for every optimiser, to about that of the least-norm interpolator; from "
+        "Gaussian layers the deepest networks have a lower rank than the shallowest, by every optimiser, close to that of the "
+        "least-norm interpolator; from "
         "balanced layers whose product keeps its size at all depths it does not: the bias there comes with the start. "
         "Over-parametrising the first layer of a ReLU network by a product lowers its rank everywhere; the error on new "
         "samples hardly follows at this size: it falls a little, seldom beyond doubt, where the labels see two directions, "
