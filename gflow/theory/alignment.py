@@ -515,6 +515,7 @@ def in_cone(w: ArrayLike, a: float, pull: ArrayLike, t: ArrayLike) -> tuple[Arra
     """w (T, d) and a (T,) of w' = a D, a' = w · D with a constant D = ``pull`` (d,), at times t (T,).
 
     With e = D / ‖D‖: a = a₀ cosh ‖D‖t + (w₀·e) sinh ‖D‖t, w·e likewise, and what is orthogonal to D stays.
+    A neuron too large for double precision has a = inf, and a w that is inf or NaN.
     """
     start, d = np.asarray(w, dtype=np.float64), np.asarray(pull, dtype=np.float64)
     times, speed = np.atleast_1d(np.asarray(t, dtype=np.float64)), float(np.linalg.norm(d))
@@ -523,8 +524,10 @@ def in_cone(w: ArrayLike, a: float, pull: ArrayLike, t: ArrayLike) -> tuple[Arra
     e = d / speed
     p = float(start @ e)
     # the growing and the falling part apart: nothing cancels
-    up, down = 0.5 * (a + p) * np.exp(speed * times), 0.5 * (a - p) * np.exp(-speed * times)
-    return start - p * e + (up - down)[:, None] * e, up + down
+    with np.errstate(over="ignore", invalid="ignore"):
+        up = 0.5 * (a + p) * np.exp(speed * times) if a + p else np.zeros(len(times))
+        down = 0.5 * (a - p) * np.exp(-speed * times)
+        return start - p * e + (up - down)[:, None] * e, up + down
 
 
 def cosine_to_pull(start: float, speed: float, t: ArrayLike) -> Array:

@@ -167,6 +167,12 @@ def test_the_motion_in_a_cone_solves_its_equation():
     np.testing.assert_allclose(a_t / a, np.cosh(speed * times + k) / np.cosh(k), rtol=1e-13)
 
 
+def test_a_neuron_too_large_for_double_precision_is_infinite_and_one_that_only_shrinks_is_not(recwarn):
+    _, (far,) = alignment.in_cone([0.6, 0.8], 1.0, [1.0, 0.0], [1e4])
+    (w,), (a,) = alignment.in_cone([-1.0, 0.0], 1.0, [1.0, 0.0], [1e4])
+    assert far == np.inf and a == 0.0 and not w.any() and not recwarn.list
+
+
 def test_time_to_a_height_is_the_inverse_of_the_motion():
     rng = np.random.default_rng(2)
     for _ in range(50):
