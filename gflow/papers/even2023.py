@@ -375,8 +375,10 @@ def scan(batch_size: int | None, size: str, advance: Callable[[float, float], No
                 **options,
             )
         for r, run in enumerate(unbroken(runs)):
+            if run.outcome.code != "finished":
+                continue
             beta = model.predictor(run.end)
-            if run.outcome.code != "finished" or not FIRST.misfit(beta) <= FITTED:
+            if not FIRST.misfit(beta) <= FITTED:
                 continue
             recovery[i, r] = np.linalg.norm(beta - FIRST.teacher)
             gain[i, r] = effective.gain(model, gradients(FIRST, run), float(step_size)).sum()
