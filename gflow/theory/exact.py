@@ -29,16 +29,9 @@ from numpy.typing import ArrayLike, NDArray
 from gflow._check import finite_array, number, of_type, positive_int
 from gflow.models.linear import Symmetric, split_strength
 from gflow.problem import Problem
-from gflow.theory.linear import (
-    _balance_defect,
-    _broadcast,
-    _norm2,
-    _real,
-    _relative,
-    _required_balance,
-    riccati_matrix,
-    solve_riccati,
-)
+from gflow.theory.arguments import _broadcast, _real
+from gflow.theory.linear.lambda_balanced import _required_balance, riccati_matrix, solve_riccati
+from gflow.theory.linear.layers import _balance_defect, _norm2, _relative
 from gflow.theory.prediction import Hypothesis, Prediction, Refused, times_of
 
 Array = NDArray[np.float64]

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gflow._check import finite_array, positive, positive_int
-from gflow.theory.linear import _broadcast, _real, mode_time
+from gflow.theory.arguments import _broadcast, _real
+from gflow.theory.linear import mode_time
 
 Array = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
