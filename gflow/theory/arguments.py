@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 
-def _real(name: str, value: ArrayLike, lowest: float = -np.inf, infinite: bool = False) -> Array:
+def real_array(name: str, value: ArrayLike, lowest: float = -np.inf, infinite: bool = False) -> Array:
     """A float64 array, or a ValueError that names it."""
     try:
         raw = np.asarray(value)
@@ -24,7 +24,7 @@ def _real(name: str, value: ArrayLike, lowest: float = -np.inf, infinite: bool =
     return array
 
 
-def _broadcast(**arrays: Array) -> tuple[Array, ...]:
+def broadcast(**arrays: Array) -> tuple[Array, ...]:
     """The arrays in one shape, or a ValueError that names them."""
     try:
         return tuple(np.broadcast_arrays(*arrays.values()))

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gflow._check import finite_array, positive, positive_int
-from gflow.theory.arguments import _broadcast, _real
+from gflow.theory.arguments import broadcast, real_array
 from gflow.theory.linear import mode_time
 
 Array = NDArray[np.float64]
@@ -102,7 +102,7 @@ def monotone_step(target: ArrayLike, alpha: float, depth: int) -> Array:
     M = max(α, |λ|^(1/N)).
     """
     n, alpha = _depth(depth), positive("alpha", alpha)
-    lam = _real("target", target)
+    lam = real_array("target", target)
     limit = np.abs(lam) ** (1 / n)
     rising = (lam > 0) & (alpha <= limit)
     return _cautious_step(np.maximum(alpha, limit), np.where(rising, float(n), 3.0 * n - 2), n)
@@ -124,7 +124,7 @@ def stable_step(target: ArrayLike, depth: int) -> Array:
     Arguments and errors as in :func:`monotone_step`.
     """
     n = _depth(depth)
-    rising = np.maximum(_real("target", target), 0.0)
+    rising = np.maximum(real_array("target", target), 0.0)
     with np.errstate(divide="ignore"):
         return 2 / (n * rising ** (2 - 2 / n))
 
@@ -170,7 +170,7 @@ def step_bounds(
     """
     n, eta = _depth(depth), positive("step_size", step_size)
     start = _start(alpha, n)
-    end, lam = _broadcast(goal=_real("goal", goal), target=_real("target", target))
+    end, lam = broadcast(goal=real_array("goal", goal), target=real_array("target", target))
     if not np.all((start < end) & (end < lam)):
         raise ValueError(
             f"goal must lie between alpha^N = {start:g} and the target; got goal {end!r:.60}, target {lam!r:.60}"
@@ -219,7 +219,7 @@ def decay(t: ArrayLike, target: ArrayLike, alpha: float, depth: int) -> Array:
     flow, so that it holds for it as well.
     """
     n, alpha = _depth(depth), positive("alpha", alpha)
-    time, lam = _broadcast(t=_real("t", t, 0.0), target=_real("target", target))
+    time, lam = broadcast(t=real_array("t", t, 0.0), target=real_array("target", target))
     if np.any(lam > 0):
         raise ValueError(f"target must hold eigenvalues <= 0; got {lam.max():g}")
 
@@ -307,7 +307,7 @@ def _split(spectrum: ArrayLike, count: int, delta: ArrayLike, rho: ArrayLike) ->
 
 def _part(name: str, value: ArrayLike, size: int) -> Array:
     """Numbers ≥ 0 of shape (size,), from them or from one of them."""
-    numbers = _real(name, value, 0.0)
+    numbers = real_array(name, value, 0.0)
     if numbers.shape not in ((), (size,)):
         raise ValueError(f"{name} must be a number or have shape ({size},); got shape {numbers.shape}")
     return np.broadcast_to(numbers, (size,))

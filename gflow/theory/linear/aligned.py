@@ -7,10 +7,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from gflow.models.linear import DeepLinear
 from gflow.problem import Problem
-from gflow.theory.linear.bounds import _Cause, _Path, _Sizes
-from gflow.theory.linear.layers import _balance_defect, _distance, _norm2, _product, _relative
+from gflow.theory.linear.bounds import Cause, Path, Sizes
+from gflow.theory.linear.layers import balance_defect, distance, norm2, product, relative
 from gflow.theory.linear.mode import mode_gap, mode_strength, mode_time
-from gflow.theory.linear.setting import _DETERMINED, _Inputs, _inputs, _weights
+from gflow.theory.linear.setting import DETERMINED, Inputs, inputs_of, weights_of
 from gflow.theory.linear.unbalanced import unbalanced_mode
 from gflow.theory.prediction import Hypothesis, Prediction
 
@@ -46,12 +46,12 @@ def modes(model: DeepLinear, problem: Problem, theta0: ArrayLike, force: bool = 
     -----
     A start from multiples of the identity is aligned with any symmetric target, see ``problem.target_svd``.
     Modes beyond the network's rank min(widths), and right singular vectors outside the row space of the
-    inputs, do not move.  ``bound`` holds for any start, see the module, and is inf from where it ceases to say
+    inputs, do not move.  ``bound`` holds for any start, see :mod:`gflow.theory.linear.bounds`, and is inf from where it ceases to say
     anything.  The hypotheses of balance and of alignment have one effect, that of the distance from a nearest
     aligned balanced start.  Source: arXiv 1312.6120.
     """
-    weights = _weights(model, problem, theta0, "theta0", _DETERMINED)
-    inputs, n = _inputs(problem), model.depth
+    weights = weights_of(model, problem, theta0, "theta0", DETERMINED)
+    inputs, n = inputs_of(problem), model.depth
     u, s, v = problem.target_svd
     u0, w = _strengths(weights, u, v)
     kept, astray = _row_space(inputs, v, u0)
@@ -63,27 +63,27 @@ def modes(model: DeepLinear, problem: Problem, theta0: ArrayLike, force: bool = 
         scaled = np.multiply(rates, t[:, None], out=np.zeros((len(t), len(rates))), where=rates > 0)
         return mode_strength(scaled, s, u0, n)
 
-    def sizes(t: Array) -> _Sizes:
+    def sizes(t: Array) -> Sizes:
         scaled = rates * t[:, None]
         gap = np.abs(mode_gap(scaled, s, u0, n)) * kept
         layers = np.abs(mode_strength(scaled, s, u0, n)) ** (1 / n)
-        return _Sizes(
+        return Sizes(
             gap.max(axis=1),
             np.hypot(np.linalg.norm(gap, axis=1), idle),
             layers.max(axis=1),
             np.hypot(np.sqrt(n) * np.linalg.norm(layers, axis=1), idle),
         )
 
-    path = _Path(n, inputs.rate, 1 + inputs.defect, sizes, _landmarks(u0, s, rates, n))
+    path = Path(n, inputs.rate, 1 + inputs.defect, sizes, _landmarks(u0, s, rates, n))
     listed = path.common(inputs, problem, float(s[0]))
     listed += _row_space_hypothesis(path, inputs, astray, u0)
     hypotheses, causes = [h for h, _ in listed], [cause for _, cause in listed]
     if n > 1:
         nearest = _nearest_aligned(weights, u, u0, v)
-        start = _Cause(_distance(weights, nearest), _diagonal_part(weights, nearest, u, u0, v))
-        askew = _relative(_norm2(w - u * u0 @ v.T), _norm2(w))
+        start = Cause(distance(weights, nearest), _diagonal_part(weights, nearest, u, u0, v))
+        askew = relative(norm2(w - u * u0 @ v.T), norm2(w))
         hypotheses[2:2] = [
-            Hypothesis("balanced start", _balance_defect(weights), effect=path.bound(start)),
+            Hypothesis("balanced start", balance_defect(weights), effect=path.bound(start)),
             Hypothesis("start aligned with the target", askew, effect=path.bound(start)),
         ]
         causes.append(start)
@@ -129,8 +129,8 @@ def unbalanced_modes(
     -----
     Source: arXiv 1312.6120; see :func:`unbalanced_mode`.
     """
-    weights = _weights(model, problem, theta0, "theta0", _DETERMINED, layers=2)
-    inputs = _inputs(problem)
+    weights = weights_of(model, problem, theta0, "theta0", DETERMINED, layers=2)
+    inputs = inputs_of(problem)
     u, s, v = problem.target_svd
     first, second = weights[0] @ v, weights[1].T @ u  # (h, K): columns a_i H_i and b_i H_i
     sign = np.where(np.einsum("hi,hi->i", first, second) < 0, -1.0, 1.0)
@@ -151,24 +151,24 @@ def unbalanced_modes(
         x, y = factors(t)
         return x * y
 
-    def sizes(t: Array) -> _Sizes:
+    def sizes(t: Array) -> Sizes:
         x, y = factors(t)
         gap = np.abs(s - x * y) * inside
-        return _Sizes(
+        return Sizes(
             gap.max(axis=1),
             np.linalg.norm(gap, axis=1),
             np.maximum(np.abs(x), np.abs(y)).max(axis=1),
             np.sqrt(np.sum(x**2 + y**2, axis=1)),
         )
 
-    path = _Path(2, inputs.rate, 1 + inputs.defect, sizes)
-    distance = _distance(weights, nearest)
+    path = Path(2, inputs.rate, 1 + inputs.defect, sizes)
+    away = distance(weights, nearest)
     off = [np.einsum("hi,hd,di->i", frame, weights[0] - nearest[0], v)]
     off.append(np.einsum("ki,kh,hi->i", u, weights[1] - nearest[1], frame))
     diagonal = float(np.linalg.norm(off))
     scale = float(np.sqrt(sum(np.sum(w**2) for w in weights)))
-    defect = _relative(distance, scale)
-    start = _Cause(distance, diagonal)
+    defect = relative(away, scale)
+    start = Cause(away, diagonal)
     listed = [
         *path.common(inputs, problem, float(s[0])),
         path.hypothesis("both layers diagonal in one hidden basis", defect, start),
@@ -212,22 +212,22 @@ def _diagonal_part(weights: list[Array], nearest: list[Array], u: Array, strengt
     change = np.zeros_like(strengths)
     for j in range(n):
         varied = [*nearest[:j], weights[j] - nearest[j], *nearest[j + 1 :]]
-        change += np.einsum("ai,ab,bi->i", u, _product(varied), v)
+        change += np.einsum("ai,ab,bi->i", u, product(varied), v)
     return float(np.linalg.norm(change[some] / np.abs(strengths[some]) ** (1 - 1 / n)) / np.sqrt(n))
 
 
 def _strengths(weights: list[Array], u: Array, v: Array) -> tuple[Array, Array]:
     """u_iᵀ W v_i, and W; a strength below its own rounding error is 0, as are those beyond the rank."""
-    w = _product(weights)
+    w = product(weights)
     values = np.einsum("ai,ab,bi->i", u, w, v)
-    terms = np.einsum("ai,ab,bi->i", np.abs(u), _product([np.abs(layer) for layer in weights]), np.abs(v))
+    terms = np.einsum("ai,ab,bi->i", np.abs(u), product([np.abs(layer) for layer in weights]), np.abs(v))
     values[np.abs(values) <= _EPS * sum(layer.shape[1] for layer in weights) * terms] = 0.0
     rank = min(min(layer.shape) for layer in weights)
     values[np.argsort(-np.abs(values), kind="stable")[rank:]] = 0.0
     return values, w
 
 
-def _row_space(inputs: _Inputs, v: Array, strengths: Array) -> tuple[Array, Array]:
+def _row_space(inputs: Inputs, v: Array, strengths: Array) -> tuple[Array, Array]:
     """1 for right vectors in the row space and 0 for those outside; |strength| × distance from that (K,)."""
     inside = inputs.projector @ v
     kept = np.round(np.sum(inside * v, axis=0))
@@ -235,13 +235,13 @@ def _row_space(inputs: _Inputs, v: Array, strengths: Array) -> tuple[Array, Arra
 
 
 def _row_space_hypothesis(
-    path: _Path, inputs: _Inputs, astray: Array, strengths: Array
-) -> list[tuple[Hypothesis, _Cause]]:
+    path: Path, inputs: Inputs, astray: Array, strengths: Array
+) -> list[tuple[Hypothesis, Cause]]:
     if inputs.complete:
         return []
     n, size = path.depth, float(np.linalg.norm(astray))
-    cause = _Cause(forcing=(lambda z: np.sqrt(n) * z.layer ** (n - 1) * path.rate * size,))
-    defect = _relative(float(astray.max()), float(np.abs(strengths).max()))
+    cause = Cause(forcing=(lambda z: np.sqrt(n) * z.layer ** (n - 1) * path.rate * size,))
+    defect = relative(float(astray.max()), float(np.abs(strengths).max()))
     return [path.hypothesis("each mode inside or outside the row space of the inputs", defect, cause)]
 
 

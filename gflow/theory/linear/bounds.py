@@ -1,6 +1,7 @@
 r"""How far the true path may be from a predicted one, where a hypothesis fails a little: proved bounds.
 
-Let θ̄(t) be the predicted path, θ(t) the true one, ρ ≥ ‖θ − θ̄‖, ω = max‖W̄_j‖₂, and g = ‖(W̄ − W*) Π‖₂.
+Let θ̄(t) be the predicted path, of layers W̄_j, θ(t) the true one, ρ ≥ ‖θ − θ̄‖, ω = max‖W̄_j‖₂, and
+g = ‖(W̄ − W*) Π‖₂, with τ and Π as in :class:`gflow.theory.linear.setting.Inputs`.
 A product of M layers is at most π_M = (ω + ρ/√M)^M in norm, W − W̄ at most Δ(ρ) = (ω + ρ/√N)^N − ω^N,
 and with φ(W) the loss as a function of W, convex, −λ_min(∇²L) ≤ m on the whole ball about θ̄:
 
@@ -35,13 +36,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gflow.problem import Problem
-from gflow.theory.linear.setting import _Inputs
+from gflow.theory.linear.setting import Inputs
 from gflow.theory.prediction import Hypothesis
 
 Array = NDArray[np.float64]
 
 
-class _Sizes(NamedTuple):
+class Sizes(NamedTuple):
     """Norms along a predicted path: arrays (T,), or numbers at one time."""
 
     spectral: Any  # ‖(W − W*) Π‖₂
@@ -50,31 +51,31 @@ class _Sizes(NamedTuple):
     theta: Any  # ‖θ‖
 
 
-class _Cause(NamedTuple):
+class Cause(NamedTuple):
     """What takes the true path from the predicted one."""
 
     start: float = 0.0  # ‖θ − θ̄‖ at t = 0
     even: float | None = None  # the part of it that changes strengths in first order; None: all of it
-    off: float = 0.0  # ‖[AᵀB; W_2 B]‖_F of two layers, see two_layer; the change of W that grows with it
-    forcing: tuple[Callable[[_Sizes], Any], ...] = ()  # ‖f‖, given norms in the ball about θ̄
+    off: float = 0.0  # ‖[AᵀB; W_2 B]‖_F of two layers, see lambda_balanced.two_layer; the change of W that grows with it
+    forcing: tuple[Callable[[Sizes], Any], ...] = ()  # ‖f‖, given norms in the ball about θ̄
 
-    def __add__(self, other: _Cause) -> _Cause:  # type: ignore[override]
+    def __add__(self, other: Cause) -> Cause:  # type: ignore[override]
         even = other.even if self.even is None else self.even
-        return _Cause(self.start + other.start, even, self.off + other.off, self.forcing + other.forcing)
+        return Cause(self.start + other.start, even, self.off + other.off, self.forcing + other.forcing)
 
 
 @dataclass(frozen=True)
-class _Path:
-    """A predicted path, as far as the bounds (see the module) need it."""
+class Path:
+    """A predicted path, as far as the bounds of the module's text need it."""
 
     depth: int
     rate: float
     whiteness: float  # 1 + whitening defect
-    sizes: Callable[[Array], _Sizes]
+    sizes: Callable[[Array], Sizes]
     landmarks: Array = field(default_factory=lambda: np.empty(0))  # times that resolve the path's transitions
-    _last: dict[bytes, tuple[Array, _Sizes]] = field(default_factory=dict, repr=False)
+    _last: dict[bytes, tuple[Array, Sizes]] = field(default_factory=dict, repr=False)
 
-    def bound(self, cause: _Cause) -> Callable[[Array], Array]:
+    def bound(self, cause: Cause) -> Callable[[Array], Array]:
         """Bound on the observable's change up to times (T,)."""
 
         def bound(t: Array) -> Array:
@@ -83,14 +84,14 @@ class _Path:
             grid, sizes = self._on_grid(t)
             reached = self._distances(cause, grid, sizes)
             change = [
-                self._change(_Sizes(*(float(size[i]) for size in sizes)), cause, *state)
+                self._change(Sizes(*(float(size[i]) for size in sizes)), cause, *state)
                 for i, state in enumerate(reached)
             ]
             return np.maximum.accumulate(change)[np.searchsorted(grid, t)]
 
         return bound
 
-    def _change(self, z: _Sizes, cause: _Cause, rho: float, beta: float, off: float) -> float:
+    def _change(self, z: Sizes, cause: Cause, rho: float, beta: float, off: float) -> float:
         n = self.depth
         if rho == np.inf:
             return np.inf
@@ -100,19 +101,19 @@ class _Path:
             change = min(change, _widened(z.layer, beta, n) + bent)
         return change + off
 
-    def _distances(self, cause: _Cause, grid: Array, sizes: _Sizes) -> list[tuple[float, float, float]]:
+    def _distances(self, cause: Cause, grid: Array, sizes: Sizes) -> list[tuple[float, float, float]]:
         """(ρ, β, off) at the times of the grid, inf from where they blow up."""
         state = (cause.start, cause.start if cause.even is None else cause.even, cause.off)
         reached = [state]
         larger = np.array([np.maximum(size[1:], size[:-1]) for size in sizes])
         for length, values in zip(np.diff(grid), larger.T, strict=True):
             if state[0] < np.inf:
-                state = self._over(float(length), _Sizes(*values.tolist()), cause, state)
+                state = self._over(float(length), Sizes(*values.tolist()), cause, state)
             reached.append(state)
         return reached
 
     def _over(
-        self, length: float, z: _Sizes, cause: _Cause, state: tuple[float, float, float]
+        self, length: float, z: Sizes, cause: Cause, state: tuple[float, float, float]
     ) -> tuple[float, float, float]:
         """The state after a step of the grid, in parts so short that ρ is bounded ahead."""
         left, part = length, length
@@ -128,7 +129,7 @@ class _Path:
         return state
 
     def _part(
-        self, time: float, z: _Sizes, cause: _Cause, state: tuple[float, float, float]
+        self, time: float, z: Sizes, cause: Cause, state: tuple[float, float, float]
     ) -> tuple[float, float, float] | None:
         """The state after a time in which ρ does not reach the number that is tried; None if it may."""
         rho, beta, off = state
@@ -137,7 +138,7 @@ class _Path:
             wider = _widened(z.layer, most, n)
             gap, near = z.spectral + wider, _ball(z.layer, most, n - 2)
             growth = (n - 1) * rate * self.whiteness * gap * near
-            ball = _Sizes(gap, z.frobenius + wider, z.layer + most, z.theta + most)
+            ball = Sizes(gap, z.frobenius + wider, z.layer + most, z.theta + most)
             push = float(sum(f(ball) for f in cause.forcing))
             if not growth * time < 50 or not push < 1e100:
                 return None
@@ -155,7 +156,7 @@ class _Path:
                 return None
         return None
 
-    def _on_grid(self, t: Array) -> tuple[Array, _Sizes]:
+    def _on_grid(self, t: Array) -> tuple[Array, Sizes]:
         """A grid that resolves the path up to max t, and the path's sizes."""
         key = t.tobytes()
         if key in self._last:
@@ -167,7 +168,7 @@ class _Path:
         self._last[key] = grid, self.sizes(grid)
         return self._last[key]
 
-    def common(self, inputs: _Inputs, problem: Problem, scale: float) -> list[tuple[Hypothesis, _Cause]]:
+    def common(self, inputs: Inputs, problem: Problem, scale: float) -> list[tuple[Hypothesis, Cause]]:
         """The hypotheses of every closed form: white inputs, no weight decay."""
         n, mu, rate = self.depth, problem.weight_decay, self.rate
         learning = n * rate * scale ** (2 - 2 / n)
@@ -177,17 +178,17 @@ class _Path:
             self.hypothesis(
                 "inputs white on their row space",
                 inputs.defect,
-                _Cause(forcing=(lambda z: unwhite * z.layer ** (n - 1) * z.frobenius,)),
+                Cause(forcing=(lambda z: unwhite * z.layer ** (n - 1) * z.frobenius,)),
             ),
-            self.hypothesis("no weight decay", decay, _Cause(forcing=(lambda z: mu * z.theta,))),
+            self.hypothesis("no weight decay", decay, Cause(forcing=(lambda z: mu * z.theta,))),
         ]
 
-    def hypothesis(self, name: str, defect: float, cause: _Cause) -> tuple[Hypothesis, _Cause]:
+    def hypothesis(self, name: str, defect: float, cause: Cause) -> tuple[Hypothesis, Cause]:
         return Hypothesis(name, defect, effect=self.bound(cause)), cause
 
-    def together(self, causes: Iterable[_Cause]) -> Callable[[Array], Array]:
+    def together(self, causes: Iterable[Cause]) -> Callable[[Array], Array]:
         """Bound for all causes at once."""
-        return self.bound(sum(causes, _Cause()))
+        return self.bound(sum(causes, Cause()))
 
 
 def _ball(layer: float, rho: float, count: int) -> float:

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from gflow._check import finite_array, positive_int
 from gflow.models.linear import DeepLinear
 from gflow.problem import KINDS, Problem
-from gflow.theory.linear.layers import _balance_defect, _product
-from gflow.theory.linear.setting import _weights
+from gflow.theory.linear.layers import balance_defect, product
+from gflow.theory.linear.setting import weights_of
 from gflow.theory.prediction import Hypothesis, Refused
 
 Array = NDArray[np.float64]
@@ -179,16 +179,16 @@ def speeds(model: DeepLinear, problem: Problem, theta: ArrayLike, force: bool = 
     -----
     Source: arXiv 1905.13655.
     """
-    weights = _weights(model, problem, theta, "theta", KINDS)
+    weights = weights_of(model, problem, theta, "theta", KINDS)
     n, rank = model.depth, min(model.widths)
-    w = _product(weights)
+    w = product(weights)
     u, s, vt = np.linalg.svd(w, full_matrices=False)
     u, s, v = u[:, :rank], s[:rank], vt[:rank].T
     with np.errstate(divide="ignore", invalid="ignore"):
         gap = float(np.min(s[:-1] - s[1:], initial=np.inf))
         distinct, nonzero = np.nan_to_num(_EPS * s[0] / np.array([gap, s[-1]]), nan=np.inf, posinf=np.inf)
     hypotheses = (
-        Hypothesis("balanced layers", _balance_defect(weights)),
+        Hypothesis("balanced layers", balance_defect(weights)),
         Hypothesis("distinct singular values (defect: rounding / relative gap)", float(distinct)),
         Hypothesis("nonzero singular values (defect: rounding / relative size)", float(nonzero)),
     )

@@ -9,10 +9,10 @@ from scipy.linalg import qr
 from gflow._check import finite_array
 from gflow.models.linear import DeepLinear
 from gflow.problem import Problem
-from gflow.theory.arguments import _real
-from gflow.theory.linear.bounds import _Cause, _Path, _Sizes
-from gflow.theory.linear.layers import _norm2, _relative
-from gflow.theory.linear.setting import _DETERMINED, _inputs, _weights
+from gflow.theory.arguments import real_array
+from gflow.theory.linear.bounds import Cause, Path, Sizes
+from gflow.theory.linear.layers import norm2, relative
+from gflow.theory.linear.setting import DETERMINED, inputs_of, weights_of
 from gflow.theory.prediction import Hypothesis, Prediction
 
 Array = NDArray[np.float64]
@@ -54,10 +54,10 @@ def riccati(t: ArrayLike, target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> Ar
     w1 = finite_array("W1", W1, ("h", "d"))
     w2 = finite_array("W2", W2, ("k", w1.shape[0]))
     goal = finite_array("target", target, (w2.shape[0], w1.shape[1]))
-    times = np.atleast_1d(_real("t", t, 0.0))
+    times = np.atleast_1d(real_array("t", t, 0.0))
     if times.ndim != 1:
         raise ValueError(f"t must have shape (T,); got {times.shape}")
-    return _riccati(times, goal, w1, w2, _required_balance(w1, w2))
+    return _riccati(times, goal, w1, w2, required_balance(w1, w2))
 
 
 def _lambda_balance(w1: Array, w2: Array) -> tuple[float, float]:
@@ -65,10 +65,10 @@ def _lambda_balance(w1: Array, w2: Array) -> tuple[float, float]:
     above, below = w2.T @ w2, w1 @ w1.T
     excess = above - below
     balance = float(np.trace(excess)) / len(excess)
-    return balance, _relative(_norm2(excess - balance * np.eye(len(excess))), _norm2(above), _norm2(below))
+    return balance, relative(norm2(excess - balance * np.eye(len(excess))), norm2(above), norm2(below))
 
 
-def _required_balance(w1: Array, w2: Array) -> float:
+def required_balance(w1: Array, w2: Array) -> float:
     """λ, or a ValueError where there is none."""
     balance, defect = _lambda_balance(w1, w2)
     if defect > 1e-6:
@@ -165,8 +165,8 @@ def two_layer(model: DeepLinear, problem: Problem, theta0: ArrayLike, force: boo
     for a forcing ½ Q Δ(t), where ‖Δ(t)‖ does not grow.
     Source: arXiv 2409.14623.
     """
-    w1, w2 = _weights(model, problem, theta0, "theta0", _DETERMINED, layers=2)
-    inputs = _inputs(problem)
+    w1, w2 = weights_of(model, problem, theta0, "theta0", DETERMINED, layers=2)
+    inputs = inputs_of(problem)
     target = problem.target
     k, d = target.shape
     h = model.widths[1]
@@ -176,37 +176,37 @@ def two_layer(model: DeepLinear, problem: Problem, theta0: ArrayLike, force: boo
     excess = w2.T @ w2 - active @ active.T - balance * np.eye(h)
 
     def squares(t: Array) -> Array:
-        return _riccati(inputs.rate * _real("t", t, 0.0), target, active, w2, balance)
+        return _riccati(inputs.rate * real_array("t", t, 0.0), target, active, w2, balance)
 
-    def sizes(t: Array) -> _Sizes:
+    def sizes(t: Array) -> Sizes:
         qq = squares(t)
         gap = qq[:, d:, :d] - target
         largest = [np.linalg.norm(block, 2, axis=(1, 2)) for block in (qq[:, :d, :d], qq[:, d:, d:])]
-        return _Sizes(
+        return Sizes(
             np.linalg.norm(gap, 2, axis=(1, 2)),
             np.linalg.norm(gap, axis=(1, 2)),
             np.sqrt(np.maximum(*largest)),
             np.sqrt(np.trace(qq, axis1=1, axis2=2)),
         )
 
-    path = _Path(2, inputs.rate, 1 + inputs.defect, sizes)
+    path = Path(2, inputs.rate, 1 + inputs.defect, sizes)
     miss = float(np.linalg.norm(excess))
-    missing = _Cause(forcing=(lambda z: inputs.rate * miss * z.layer / np.sqrt(2),))
+    missing = Cause(forcing=(lambda z: inputs.rate * miss * z.layer / np.sqrt(2),))
     listed = [
-        *path.common(inputs, problem, _norm2(target)),
+        *path.common(inputs, problem, norm2(target)),
         path.hypothesis("λ-balanced start", missed, missing),
     ]
-    zero_balanced = abs(balance) <= 1e-10 * max(_norm2(w2) ** 2, _norm2(active) ** 2)
+    zero_balanced = abs(balance) <= 1e-10 * max(norm2(w2) ** 2, norm2(active) ** 2)
     if zero_balanced and k == len(inputs.rows) <= h:
         ends = [w @ inputs.rows.T for w in (w2 @ active, target)]
         full = all(np.linalg.matrix_rank(w, rtol=_EPS * max(k, d, h)) == k for w in ends)
         opposite = full and np.linalg.slogdet(ends[0])[0] != np.linalg.slogdet(ends[1])[0]
         name = "no sign obstruction (defect: 1 if det W(0) det W* < 0)"
-        listed.append((Hypothesis(name, float(opposite), effect=np.zeros_like), _Cause()))
+        listed.append((Hypothesis(name, float(opposite), effect=np.zeros_like), Cause()))
     if not inputs.complete:
         moving = np.vstack([active.T @ frozen, w2 @ frozen])
-        defect = _relative(_norm2(moving), max(_norm2(w1), _norm2(w2)) ** 2)
-        cause = _Cause(off=float(np.linalg.norm(moving)))
+        defect = relative(norm2(moving), max(norm2(w1), norm2(w2)) ** 2)
+        cause = Cause(off=float(np.linalg.norm(moving)))
         listed.append(path.hypothesis("nothing moves off the row space of the inputs", defect, cause))
 
     def formula(t: Array) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gflow._check import positive_int
-from gflow.theory.arguments import _broadcast, _real
+from gflow.theory.arguments import broadcast, real_array
 
 Array = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
@@ -84,7 +84,7 @@ def mode_time(u0: ArrayLike, uf: ArrayLike, s: ArrayLike, depth: float) -> Array
     Relative accuracy is full also where uf is close to u0 or to s.  Source: arXiv 1312.6120.
     """
     n = _check_depth(depth)
-    start, end, target = _broadcast(u0=_real("u0", u0), uf=_real("uf", uf), s=_real("s", s))
+    start, end, target = broadcast(u0=real_array("u0", u0), uf=real_array("uf", uf), s=real_array("s", s))
     shape = start.shape
     start, end, target = start.ravel(), end.ravel(), target.ravel()
     limit = target
@@ -137,7 +137,7 @@ def closed_form_time(u0: ArrayLike, uf: ArrayLike, s: ArrayLike, depth: float) -
     Source: arXiv 1312.6120 for N = 2 and ∞; with a = u^(1/3) and c = s^(1/3) the form for N = 3 is that of
     ∫ da / (a² (c³ − a³)).
     """
-    start, end, target = _broadcast(u0=_real("u0", u0), uf=_real("uf", uf), s=_real("s", s))
+    start, end, target = broadcast(u0=real_array("u0", u0), uf=real_array("uf", uf), s=real_array("s", s))
     if isinstance(depth, bool) or not isinstance(depth, Real) or depth not in _ANTIDERIVATIVES:
         raise ValueError(f"depth must be 1, 2, 3, 4 or np.inf to have an elementary form; got {depth!r}")
     for name, u in (("u0", start), ("uf", end)):
@@ -179,8 +179,8 @@ def _exponents(n: float) -> tuple[float, float, float]:
 def _evolve(t: ArrayLike, s: ArrayLike, u0: ArrayLike, depth: float) -> tuple[Array, Array]:
     """u(t) and s − u(t)."""
     n = _check_depth(depth)
-    times, target, start = _broadcast(
-        t=_real("t", t, 0.0, infinite=True), s=_real("s", s), u0=_real("u0", u0)
+    times, target, start = broadcast(
+        t=real_array("t", t, 0.0, infinite=True), s=real_array("s", s), u0=real_array("u0", u0)
     )
     if n == 1:
         decay = np.exp(-times)

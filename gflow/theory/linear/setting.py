@@ -13,10 +13,12 @@ from gflow.problem import Problem
 
 Array = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
+#: Kinds of problems with one target W*.
+DETERMINED = ("regression", "factorization")
 
 
-class _Inputs(NamedTuple):
-    """How the loss sees W: ∇φ = τ (W − W*) Π up to the whitening defect."""
+class Inputs(NamedTuple):
+    """How the loss φ sees W: ∇φ = τ (W − W*) Π up to the whitening defect."""
 
     rate: float  # τ
     defect: float  # ‖XᵀX/c − Π‖₂
@@ -31,9 +33,10 @@ class _Inputs(NamedTuple):
         return self.rows.shape[0] == self.rows.shape[1]
 
 
-def _inputs(problem: Problem) -> _Inputs:
+def inputs_of(problem: Problem) -> Inputs:
+    """The inputs of a regression; those of a factorisation are unit vectors."""
     if problem.kind == "factorization":
-        return _Inputs(2 * float(problem.factor or 0.0), 0.0, np.eye(problem.inputs))
+        return Inputs(2 * float(problem.factor or 0.0), 0.0, np.eye(problem.inputs))
     x = np.asarray(problem.X)
     _, s, vt = np.linalg.svd(np.linalg.qr(x, mode="r"), full_matrices=False)
     rank = int(np.sum(s > max(x.shape) * _EPS * s[0])) if s[0] > 0 else 0
@@ -42,13 +45,13 @@ def _inputs(problem: Problem) -> _Inputs:
     moments = s[:rank] ** 2
     c = float(moments.mean())
     rows = np.eye(x.shape[1]) if rank == x.shape[1] else vt[:rank]
-    return _Inputs(2 * float(problem.factor or 0.0) * c, float(np.abs(moments / c - 1).max()), rows)
+    return Inputs(2 * float(problem.factor or 0.0) * c, float(np.abs(moments / c - 1).max()), rows)
 
 
-def _weights(
+def weights_of(
     model: Any, problem: Any, theta: ArrayLike, name: str, kinds: tuple[str, ...], layers: int | None = None
 ) -> list[Array]:
-    """The weight matrices, or a ValueError where no closed form of this file covers the case."""
+    """The weight matrices, or a ValueError where no closed form of linear networks covers the case."""
     if not isinstance(model, DeepLinear):
         raise ValueError(f"model must be a DeepLinear network here; got {type(model).__name__}")
     if layers is not None and model.depth != layers:
@@ -64,6 +67,3 @@ def _weights(
             f"it has {problem.inputs} and {problem.outputs}"
         )
     return model.unpack(finite_array(name, theta, (model.size,)))
-
-
-_DETERMINED = ("regression", "factorization")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gflow.theory.arguments import _broadcast, _real
+from gflow.theory.arguments import broadcast, real_array
 
 Array = NDArray[np.float64]
 
@@ -39,8 +39,8 @@ def unbalanced_mode(t: ArrayLike, s: ArrayLike, a0: ArrayLike, b0: ArrayLike) ->
     c = 0, and the smaller factor keeps its relative accuracy.
     Source: arXiv 1312.6120 (hyperbolic coordinates), here without their singularities.
     """
-    times, target, a, b = _broadcast(
-        t=_real("t", t, 0.0), s=_real("s", s), a0=_real("a0", a0), b0=_real("b0", b0)
+    times, target, a, b = broadcast(
+        t=real_array("t", t, 0.0), s=real_array("s", s), a0=real_array("a0", a0), b0=real_array("b0", b0)
     )
     big, small = np.maximum(np.abs(a), np.abs(b)), np.minimum(np.abs(a), np.abs(b))
     same = np.where((a < 0) == (b < 0), 1.0, -1.0)
