@@ -30,18 +30,18 @@ from gflow._check import finite_array, number, of_type, positive_int
 from gflow.models.linear import Symmetric, split_strength
 from gflow.problem import Problem
 from gflow.theory.arguments import broadcast, real_array
-from gflow.theory.linear.lambda_balanced import required_balance, riccati_matrix, solve_riccati
+from gflow.theory.linear.lambda_balanced import (
+    checked_layers,
+    required_balance,
+    riccati_matrix,
+    solve_riccati,
+)
 from gflow.theory.linear.layers import balance_defect, norm2, relative
+from gflow.theory.linear.mode import mode_strength
 from gflow.theory.prediction import Hypothesis, Prediction, Refused, times_of
 
 Array = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
-
-
-def _layers(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> tuple[Array, Array, Array]:
-    w1 = finite_array("W1", W1, ("h", "d"))
-    w2 = finite_array("W2", W2, ("k", w1.shape[0]))
-    return finite_array("target", target, (w2.shape[0], w1.shape[1])), w1, w2
 
 
 # ---- zero-balanced starts ----------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def conditions(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> tuple[Hypothe
     ValueError
         If shapes do not fit.
     """
-    goal, w1, w2 = _layers(target, W1, W2)
+    goal, w1, w2 = checked_layers(target, W1, W2)
     f, count = _frames(goal, w2 @ w1), min(goal.shape)
 
     def condition(values: Array) -> float:
@@ -155,7 +155,7 @@ def zero_balanced(
     holds no growing exponential.  :func:`gflow.theory.linear.riccati` is the same where both apply, and needs none of the
     conditions but the balance.
     """
-    goal, w1, w2 = _layers(target, W1, W2)
+    goal, w1, w2 = checked_layers(target, W1, W2)
     times = times_of(t)
     failed = [str(h) for h in conditions(goal, w1, w2) if not h.holds]
     if failed and not force:
@@ -210,8 +210,8 @@ def aligned_strength(t: ArrayLike, s: ArrayLike, s0: ArrayLike, b: ArrayLike, c:
 
     Notes
     -----
-    (s0 b² s − s0 c² s e⁴) / (4 s e² + s0 b² (1 − e²) + s0 c² (e² − e⁴)), e = e^(−st), here without the factor 4 e² that
-    becomes 0/0 where one vector is turned round.  It is :func:`gflow.theory.linear.mode_strength` at depth 2 from +s0 or, turned round, from −s0.
+    (s0 b² s − s0 c² s e⁴) / (4 s e² + s0 b² (1 − e²) + s0 c² (e² − e⁴)), e = e^(−st), which becomes 0/0 where one vector
+    is turned round.  It is :func:`gflow.theory.linear.mode_strength` at depth 2 from +s0 or, turned round, from −s0.
     """
     times, target, size, first, second = broadcast(
         t=real_array("t", t, 0.0),
@@ -227,10 +227,7 @@ def aligned_strength(t: ArrayLike, s: ArrayLike, s0: ArrayLike, b: ArrayLike, c:
     odd = float(np.max(np.maximum(less, np.abs(more - 2)), initial=0.0))
     if odd > 1e-6:
         raise ValueError(f"b and c must be ±2 and 0, or 0 and ±2; they miss it by {odd:.2g}")
-    two = np.exp(-2 * target * times)
-    fade = size * -np.expm1(-2 * target * times)
-    alike = np.abs(first) > 1
-    return np.where(alike, size * target / (target * two + fade), -size * target * two / (target + fade))[()]
+    return mode_strength(times, target, np.where(np.abs(first) > 1, size, -size), 2)
 
 
 # ---- λ-balanced starts -------------------------------------------------------------------------------------
@@ -345,7 +342,7 @@ def overlap(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> Array:
     ValueError
         If shapes do not fit, or the start is not λ-balanced (to 1e-6).
     """
-    goal, w1, w2 = _layers(target, W1, W2)
+    goal, w1, w2 = checked_layers(target, W1, W2)
     start = np.vstack([w1.T, w2])
     size, balance = norm2(start), required_balance(w1, w2)
     if abs(balance) <= 4 * len(start) * _EPS * size**2:  # rounding, which would pass for directions to learn

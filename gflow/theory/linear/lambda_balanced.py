@@ -9,11 +9,10 @@ from scipy.linalg import qr
 from gflow._check import finite_array
 from gflow.models.linear import DeepLinear
 from gflow.problem import Problem
-from gflow.theory.arguments import real_array
 from gflow.theory.linear.bounds import Cause, Path, Sizes
 from gflow.theory.linear.layers import norm2, relative
 from gflow.theory.linear.setting import DETERMINED, inputs_of, weights_of
-from gflow.theory.prediction import Hypothesis, Prediction
+from gflow.theory.prediction import Hypothesis, Prediction, times_of
 
 Array = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
@@ -51,13 +50,15 @@ def riccati(t: ArrayLike, target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> Ar
     neither full rank nor an invertible target.
     Source: arXiv 2409.14623 (after Fukumizu 1998).
     """
+    goal, w1, w2 = checked_layers(target, W1, W2)
+    return _riccati(times_of(t), goal, w1, w2, required_balance(w1, w2))
+
+
+def checked_layers(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> tuple[Array, Array, Array]:
+    """target (k, d), W1 (h, d) and W2 (k, h) as arrays, or a ValueError that names the one that does not fit."""
     w1 = finite_array("W1", W1, ("h", "d"))
     w2 = finite_array("W2", W2, ("k", w1.shape[0]))
-    goal = finite_array("target", target, (w2.shape[0], w1.shape[1]))
-    times = np.atleast_1d(real_array("t", t, 0.0))
-    if times.ndim != 1:
-        raise ValueError(f"t must have shape (T,); got {times.shape}")
-    return _riccati(times, goal, w1, w2, required_balance(w1, w2))
+    return finite_array("target", target, (w2.shape[0], w1.shape[1])), w1, w2
 
 
 def _lambda_balance(w1: Array, w2: Array) -> tuple[float, float]:
@@ -176,7 +177,7 @@ def two_layer(model: DeepLinear, problem: Problem, theta0: ArrayLike, force: boo
     excess = w2.T @ w2 - active @ active.T - balance * np.eye(h)
 
     def squares(t: Array) -> Array:
-        return _riccati(inputs.rate * real_array("t", t, 0.0), target, active, w2, balance)
+        return _riccati(inputs.rate * times_of(t), target, active, w2, balance)
 
     def sizes(t: Array) -> Sizes:
         qq = squares(t)
