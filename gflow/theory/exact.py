@@ -29,26 +29,19 @@ from numpy.typing import ArrayLike, NDArray
 from gflow._check import finite_array, number, of_type, positive_int
 from gflow.models.linear import Symmetric, split_strength
 from gflow.problem import Problem
-from gflow.theory.linear import (
-    _balance_defect,
-    _broadcast,
-    _norm2,
-    _real,
-    _relative,
-    _required_balance,
+from gflow.theory.arguments import broadcast, real_array
+from gflow.theory.linear.lambda_balanced import (
+    checked_layers,
+    required_balance,
     riccati_matrix,
     solve_riccati,
 )
+from gflow.theory.linear.layers import balance_defect, norm2, relative
+from gflow.theory.linear.mode import mode_strength
 from gflow.theory.prediction import Hypothesis, Prediction, Refused, times_of
 
 Array = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
-
-
-def _layers(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> tuple[Array, Array, Array]:
-    w1 = finite_array("W1", W1, ("h", "d"))
-    w2 = finite_array("W2", W2, ("k", w1.shape[0]))
-    return finite_array("target", target, (w2.shape[0], w1.shape[1])), w1, w2
 
 
 # ---- zero-balanced starts ----------------------------------------------------------------------------------
@@ -112,7 +105,7 @@ def conditions(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> tuple[Hypothe
     ValueError
         If shapes do not fit.
     """
-    goal, w1, w2 = _layers(target, W1, W2)
+    goal, w1, w2 = checked_layers(target, W1, W2)
     f, count = _frames(goal, w2 @ w1), min(goal.shape)
 
     def condition(values: Array) -> float:
@@ -121,7 +114,7 @@ def conditions(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> tuple[Hypothe
 
     spread = np.append(1.0, np.linalg.svd(f.B, compute_uv=False)[-1])
     return (
-        Hypothesis("zero-balanced start", _balance_defect([w1, w2])),
+        Hypothesis("zero-balanced start", balance_defect([w1, w2])),
         Hypothesis("no bottleneck (defect: missing hidden units)", float(max(count - len(w1), 0))),
         Hypothesis("target of full rank (defect: rounding × condition)", condition(f.s)),
         Hypothesis("start of full rank (defect: rounding × condition)", condition(f.S)),
@@ -162,7 +155,7 @@ def zero_balanced(
     holds no growing exponential.  :func:`gflow.theory.linear.riccati` is the same where both apply, and needs none of the
     conditions but the balance.
     """
-    goal, w1, w2 = _layers(target, W1, W2)
+    goal, w1, w2 = checked_layers(target, W1, W2)
     times = times_of(t)
     failed = [str(h) for h in conditions(goal, w1, w2) if not h.holds]
     if failed and not force:
@@ -217,11 +210,15 @@ def aligned_strength(t: ArrayLike, s: ArrayLike, s0: ArrayLike, b: ArrayLike, c:
 
     Notes
     -----
-    (s0 b² s − s0 c² s e⁴) / (4 s e² + s0 b² (1 − e²) + s0 c² (e² − e⁴)), e = e^(−st), here without the factor 4 e² that
-    becomes 0/0 where one vector is turned round.  It is :func:`gflow.theory.linear.mode_strength` at depth 2 from +s0 or, turned round, from −s0.
+    (s0 b² s − s0 c² s e⁴) / (4 s e² + s0 b² (1 − e²) + s0 c² (e² − e⁴)), e = e^(−st), which becomes 0/0 where one vector
+    is turned round.  It is :func:`gflow.theory.linear.mode_strength` at depth 2 from +s0 or, turned round, from −s0.
     """
-    times, target, size, first, second = _broadcast(
-        t=_real("t", t, 0.0), s=_real("s", s), s0=_real("s0", s0), b=_real("b", b), c=_real("c", c)
+    times, target, size, first, second = broadcast(
+        t=real_array("t", t, 0.0),
+        s=real_array("s", s),
+        s0=real_array("s0", s0),
+        b=real_array("b", b),
+        c=real_array("c", c),
     )
     for name, values in (("s", target), ("s0", size)):
         if np.any(values <= 0):
@@ -230,10 +227,7 @@ def aligned_strength(t: ArrayLike, s: ArrayLike, s0: ArrayLike, b: ArrayLike, c:
     odd = float(np.max(np.maximum(less, np.abs(more - 2)), initial=0.0))
     if odd > 1e-6:
         raise ValueError(f"b and c must be ±2 and 0, or 0 and ±2; they miss it by {odd:.2g}")
-    two = np.exp(-2 * target * times)
-    fade = size * -np.expm1(-2 * target * times)
-    alike = np.abs(first) > 1
-    return np.where(alike, size * target / (target * two + fade), -size * target * two / (target + fade))[()]
+    return mode_strength(times, target, np.where(np.abs(first) > 1, size, -size), 2)
 
 
 # ---- λ-balanced starts -------------------------------------------------------------------------------------
@@ -266,7 +260,7 @@ def rates(s: ArrayLike, balance: float, inputs: int, outputs: int) -> Array:
         positive_int("outputs", outputs),
         0.5 * number("balance", balance),
     )
-    pairs = np.hypot(_real("s", finite_array("s", s, (min(d, k),)), 0.0), half)
+    pairs = np.hypot(real_array("s", finite_array("s", s, (min(d, k),)), 0.0), half)
     alone = np.full(abs(k - d), np.sign(k - d) * half)
     return np.sort(np.concatenate([pairs, -pairs, alone]))
 
@@ -291,7 +285,7 @@ def mixing(s: ArrayLike, balance: float) -> tuple[Array, Array]:
     ValueError
         If a singular value is negative or a number not finite.
     """
-    lam, twice = number("balance", balance), 2 * _real("s", s, 0.0)
+    lam, twice = number("balance", balance), 2 * real_array("s", s, 0.0)
     size = np.hypot(lam, twice) + twice
     h = np.divide(lam, size, out=np.zeros_like(size), where=size > 0)
     return h[()], (1 / np.hypot(1.0, h))[()]
@@ -317,7 +311,7 @@ def factor_values(s: ArrayLike, balance: float) -> tuple[Array, Array]:
     ValueError
         If a singular value is negative or a number not finite.
     """
-    first, second = split_strength(_real("s", s, 0.0), number("balance", balance))
+    first, second = split_strength(real_array("s", s, 0.0), number("balance", balance))
     return first[()], second[()]
 
 
@@ -348,9 +342,9 @@ def overlap(target: ArrayLike, W1: ArrayLike, W2: ArrayLike) -> Array:
     ValueError
         If shapes do not fit, or the start is not λ-balanced (to 1e-6).
     """
-    goal, w1, w2 = _layers(target, W1, W2)
+    goal, w1, w2 = checked_layers(target, W1, W2)
     start = np.vstack([w1.T, w2])
-    size, balance = _norm2(start), _required_balance(w1, w2)
+    size, balance = norm2(start), required_balance(w1, w2)
     if abs(balance) <= 4 * len(start) * _EPS * size**2:  # rounding, which would pass for directions to learn
         balance = 0.0
     values = np.linalg.svd(_leading(goal, balance, len(w1))[1].T @ start, compute_uv=False)
@@ -413,7 +407,7 @@ def tangent_kernel(qq: ArrayLike, X: ArrayLike) -> Array:
     ValueError
         If shapes do not fit or entries are not finite.
     """
-    x, square = finite_array("X", X, ("n", "d")), _real("qq", qq)
+    x, square = finite_array("X", X, ("n", "d")), real_array("qq", qq)
     n, d = x.shape
     if square.ndim < 2 or square.shape[-1] != square.shape[-2] or square.shape[-1] <= d:
         raise ValueError(f"qq must have shape (..., d + k, d + k) with d = {d} and k > 0; got {square.shape}")
@@ -435,14 +429,14 @@ def kernel_distance(first: ArrayLike, second: ArrayLike) -> Array:
     """
     directions = []
     for name, value in (("first", first), ("second", second)):
-        kernel = _real(name, value)
+        kernel = real_array(name, value)
         if kernel.ndim < 2 or kernel.shape[-2:] != np.shape(first)[-2:]:
             raise ValueError(f"{name} must hold matrices (..., m, m) of one shape; got shape {kernel.shape}")
         size = np.linalg.norm(kernel, axis=(-2, -1), keepdims=True)
         if np.any(size == 0):
             raise ValueError(f"{name} must hold no zero kernel: it has no direction")
         directions.append(kernel / size)
-    a, b = _broadcast(first=directions[0], second=directions[1])
+    a, b = broadcast(first=directions[0], second=directions[1])
     return 0.5 * np.sum((a - b) ** 2, axis=(-2, -1))  # 1 − cosine, without its cancellation
 
 
@@ -510,8 +504,8 @@ def symmetric_map(model: Symmetric, problem: Problem, theta0: ArrayLike, force: 
     model.check_problem(problem, model.dimension, model.dimension)
     (u,) = model.unpack(finite_array("theta0", theta0, (model.size,)))
     goal = 0.5 * (problem.Y + problem.Y.T)
-    size = _norm2(problem.Y)
-    skew = _relative(_norm2(problem.Y - goal), size)
+    size = norm2(problem.Y)
+    skew = relative(norm2(problem.Y - goal), size)
     rate = 4 * float(problem.factor or 0.0)
     decay = problem.weight_decay / (rate * size) if size > 0 else float(problem.weight_decay > 0)
     return Prediction(

@@ -25,17 +25,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gflow._check import finite_array, positive, positive_int
-from gflow.theory.linear import _broadcast, _real, mode_time
+from gflow.theory.arguments import broadcast, real_array
+from gflow.theory.diagonal import check_depth
+from gflow.theory.linear import mode_time
 
 Array = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
-
-
-def _depth(depth: int) -> int:
-    n = positive_int("depth", depth)
-    if n < 2:
-        raise ValueError(f"depth must be a whole number >= 2; got {n}")
-    return n
 
 
 def _start(alpha: float, n: int) -> float:
@@ -100,8 +95,8 @@ def monotone_step(target: ArrayLike, alpha: float, depth: int) -> Array:
     α ≤ λ^(1/N) there f'' ≤ N λ^(2 − 2/N), so that η = 1 / (N λ^(2 − 2/N)); else |f''| ≤ (3N − 2) M^(2N − 2) with
     M = max(α, |λ|^(1/N)).
     """
-    n, alpha = _depth(depth), positive("alpha", alpha)
-    lam = _real("target", target)
+    n, alpha = check_depth(depth), positive("alpha", alpha)
+    lam = real_array("target", target)
     limit = np.abs(lam) ** (1 / n)
     rising = (lam > 0) & (alpha <= limit)
     return _cautious_step(np.maximum(alpha, limit), np.where(rising, float(n), 3.0 * n - 2), n)
@@ -112,7 +107,7 @@ def common_step(spectrum: ArrayLike, alpha: float, depth: int) -> float:
 
     Arguments and errors as in :func:`monotone_step`.  The form of the source's condition.
     """
-    n, alpha = _depth(depth), positive("alpha", alpha)
+    n, alpha = check_depth(depth), positive("alpha", alpha)
     limits = np.abs(finite_array("spectrum", spectrum, ("n",))) ** (1 / n)
     return float(_cautious_step(np.append(limits, alpha).max(), 3 * n - 2, n))
 
@@ -122,8 +117,8 @@ def stable_step(target: ArrayLike, depth: int) -> Array:
 
     Arguments and errors as in :func:`monotone_step`.
     """
-    n = _depth(depth)
-    rising = np.maximum(_real("target", target), 0.0)
+    n = check_depth(depth)
+    rising = np.maximum(real_array("target", target), 0.0)
     with np.errstate(divide="ignore"):
         return 2 / (n * rising ** (2 - 2 / n))
 
@@ -167,9 +162,9 @@ def step_bounds(
     a below and b above for which a + (1 − ηL2) b ≤ η ≤ (1 + ηL1) a + b: there w lies between w(d) and
     w(d*) ≤ (1 + u ηL1) w(d), above it is at least (1 − ηL2) w(d).
     """
-    n, eta = _depth(depth), positive("step_size", step_size)
+    n, eta = check_depth(depth), positive("step_size", step_size)
     start = _start(alpha, n)
-    end, lam = _broadcast(goal=_real("goal", goal), target=_real("target", target))
+    end, lam = broadcast(goal=real_array("goal", goal), target=real_array("target", target))
     if not np.all((start < end) & (end < lam)):
         raise ValueError(
             f"goal must lie between alpha^N = {start:g} and the target; got goal {end!r:.60}, target {lam!r:.60}"
@@ -217,8 +212,8 @@ def decay(t: ArrayLike, target: ArrayLike, alpha: float, depth: int) -> Array:
     N = 2, (α^(2 − N) + (N − 2) |λ| t)^(−1/(N − 2)) beyond.  Descent with a step of :func:`monotone_step` is ahead of the
     flow, so that it holds for it as well.
     """
-    n, alpha = _depth(depth), positive("alpha", alpha)
-    time, lam = _broadcast(t=_real("t", t, 0.0), target=_real("target", target))
+    n, alpha = check_depth(depth), positive("alpha", alpha)
+    time, lam = broadcast(t=real_array("t", t, 0.0), target=real_array("target", target))
     if np.any(lam > 0):
         raise ValueError(f"target must hold eigenvalues <= 0; got {lam.max():g}")
 
@@ -306,7 +301,7 @@ def _split(spectrum: ArrayLike, count: int, delta: ArrayLike, rho: ArrayLike) ->
 
 def _part(name: str, value: ArrayLike, size: int) -> Array:
     """Numbers ≥ 0 of shape (size,), from them or from one of them."""
-    numbers = _real(name, value, 0.0)
+    numbers = real_array(name, value, 0.0)
     if numbers.shape not in ((), (size,)):
         raise ValueError(f"{name} must be a number or have shape ({size},); got shape {numbers.shape}")
     return np.broadcast_to(numbers, (size,))
@@ -389,7 +384,7 @@ def rank_interval(
     ahead of the flow.
     """
     lam, small, rest = _split(spectrum, count, delta, rho)
-    n = _depth(depth)
+    n = check_depth(depth)
     start = _start(alpha, n)
     if not np.all((small > 0) & (small < lam[:count])):
         raise ValueError(f"delta must lie between 0 and the eigenvalues; got {small!r:.60}")
@@ -459,7 +454,7 @@ def instability(d: ArrayLike, spectrum: ArrayLike, depth: int) -> Array:
 
 def _block_rates(d: ArrayLike, spectrum: ArrayLike, depth: int) -> Array:
     """−λ_min (T, B) of the Hessian's blocks off the set of equal factors, at least 0."""
-    n = _depth(depth)
+    n = check_depth(depth)
     lam = finite_array("spectrum", spectrum, ("n",))
     points = finite_array("d", d, ("T", len(lam)))
     residual = points**n - lam

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gflow.problem import Problem
 from gflow.theory.alignment import neurons, pulls
+from gflow.theory.linear import mode_gap
 from gflow.theory.prediction import Hypothesis, Prediction
 
 Array = NDArray[np.float64]
@@ -80,14 +81,7 @@ def aligned(model: Any, problem: Problem, theta0: ArrayLike, force: bool = False
         loss = np.zeros(len(t))
         for vector, chosen in ((ends.plus, a > 0), (ends.minus, a < 0)):
             full, first = float(np.linalg.norm(vector)), float(np.sum(a[chosen] ** 2))
-            loss += 0.5 * rate * (full - _logistic(t, first, full, rate)) ** 2
+            loss += 0.5 * rate * mode_gap(rate * t, full, first, 2) ** 2
         return loss
 
     return Prediction("loss", hypotheses, "arXiv 2206.00939", formula, forced=force)
-
-
-def _logistic(t: Array, first: float, full: float, rate: float) -> Array:
-    """The solution of b' = 2 rate b (full − b) from ``first``."""
-    if first == 0.0:
-        return np.zeros(len(t))
-    return full / (1 + (full / first - 1) * np.exp(-2 * rate * full * t))

@@ -519,3 +519,18 @@ def test_aligned_refuses_other_starts_and_inputs():
     ):
         with pytest.raises(Refused, match=what):
             orthogonal.aligned(*arguments).predict(1.0)
+
+
+def test_forced_beside_labels_of_one_sign_the_other_neurons_decay_to_zero():
+    """b' = −2 κ b², κ = c²/n = ½, beside b' = 2 κ b (B − b)."""
+    model, problem = gflow.TwoLayerReLU(2, 2), Problem(np.eye(2), np.array([1.0, 0.5]))
+    full, first = np.sqrt(1.25), 1.25e-4
+    w = np.array([[0.01, 0.005], [0.01, 0.005]])
+    prediction = orthogonal.aligned(
+        model, problem, model.pack([w, np.sqrt(first) * np.array([[1.0, -1.0]])]), force=True
+    )
+    assert not prediction.applies
+    t = np.array([0.0, 3.0, 50.0])
+    plus = full / (1 + (full / first - 1) * np.exp(-full * t))
+    minus = first / (1 + first * t)
+    np.testing.assert_allclose(prediction.predict(t), 0.25 * ((full - plus) ** 2 + minus**2), rtol=1e-12)

@@ -10,6 +10,7 @@ from scipy.integrate import solve_ivp
 import gflow.theory.linear as theory
 from gflow.models.linear import DeepLinear, Symmetric
 from gflow.problem import Problem
+from gflow.theory.linear.setting import inputs_of
 from gflow.theory.prediction import Refused
 
 EPS = np.finfo(float).eps
@@ -486,7 +487,7 @@ def test_modes_equal_direct_integration(widths, kind):
     prediction = theory.modes(model, problem, model.pack(weights))
     assert prediction.applies, [str(h) for h in prediction.hypotheses]
     assert prediction.observable == "mode_strengths" and len(prediction.labels) == len(s)
-    t = np.linspace(0, 3 / float(theory._inputs(problem).rate), 5)
+    t = np.linspace(0, 3 / float(inputs_of(problem).rate), 5)
     path = layer_flow(weights, gradient_of(problem), t)
     np.testing.assert_allclose(prediction.predict(t), strengths_along(problem, path), rtol=1e-10, atol=1e-11)
     assert np.all(prediction.bound(t) < 1e-9)
@@ -577,7 +578,7 @@ def test_unbalanced_modes_equal_direct_integration():
         weights = [hidden * a @ v[:, :r].T, u[:, :r] * b @ hidden.T]
         prediction = theory.unbalanced_modes(model, problem, model.pack(weights))
         assert prediction.applies, [str(h) for h in prediction.hypotheses]
-        t = np.linspace(0, 4 / float(theory._inputs(problem).rate), 5)
+        t = np.linspace(0, 4 / float(inputs_of(problem).rate), 5)
         path = layer_flow(weights, gradient_of(problem), t)
         np.testing.assert_allclose(
             prediction.predict(t), strengths_along(problem, path), rtol=1e-10, atol=1e-11
@@ -593,12 +594,12 @@ def test_two_layer_equals_direct_integration(shape, lam, rank):
     rng = np.random.default_rng(12)
     d, h, k = shape
     problem, model = white_problem(d, k, rng, rank=rank), DeepLinear(shape)
-    rows = theory._inputs(problem).rows
+    rows = inputs_of(problem).rows
     small, w2 = balanced_layers(len(rows), h, k, lam, rng)
     w1 = small @ rows
     prediction = theory.two_layer(model, problem, model.pack([w1, w2]))
     assert prediction.applies, [str(h) for h in prediction.hypotheses]
-    t = np.linspace(0, 4 / float(theory._inputs(problem).rate), 5)
+    t = np.linspace(0, 4 / float(inputs_of(problem).rate), 5)
     path = np.array([product(weights) for weights in layer_flow([w1, w2], gradient_of(problem), t)])
     np.testing.assert_allclose(prediction.predict(t), path, rtol=1e-9, atol=1e-10)
     assert np.all(prediction.bound(t) < 1e-9)
@@ -655,7 +656,7 @@ def test_each_broken_hypothesis_is_refused_with_its_number(method):
 def test_two_layer_says_what_moves_off_the_row_space():
     rng = np.random.default_rng(14)
     problem, model = white_problem(4, 3, rng, rank=3), DeepLinear((4, 5, 3))
-    rows = theory._inputs(problem).rows
+    rows = inputs_of(problem).rows
     small, w2 = balanced_layers(3, 5, 3, 0.0, rng)
     off = np.linalg.svd(rows)[2][3]
     hidden = np.linalg.svd(w2)[2]
@@ -663,7 +664,7 @@ def test_two_layer_says_what_moves_off_the_row_space():
         weights = [small @ rows + np.outer(part, off), w2]
         prediction = theory.two_layer(model, problem, model.pack(weights), force=True)
         assert prediction.applies == applies, [str(h) for h in prediction.hypotheses]
-        t = np.linspace(0, 4 / float(theory._inputs(problem).rate), 5)
+        t = np.linspace(0, 4 / float(inputs_of(problem).rate), 5)
         path = np.array([product(w) for w in layer_flow(weights, gradient_of(problem), t)])
         error = np.linalg.norm(prediction.predict(t) - path, 2, axis=(1, 2))
         assert np.all(error <= prediction.bound(t) + 1e-10)
@@ -691,7 +692,7 @@ def test_the_bound_holds_and_is_not_loose_early(widths, defect, method):
     prediction = method(model, problem, theta, force=True)
     assert not prediction.applies
     _, s, _ = problem.target_svd
-    t = np.linspace(0, 6 / (theory._inputs(problem).rate * s[0]), 13)
+    t = np.linspace(0, 6 / (inputs_of(problem).rate * s[0]), 13)
     weights = model.unpack(theta)
     path = layer_flow(weights, gradient_of(problem), t, decay=problem.weight_decay)
     if method is theory.two_layer:
@@ -722,7 +723,7 @@ def check_bound(problem, weights, end, method=theory.modes, early=None):
     """error <= bound at 40 times; where it is finite, and how many times the largest error it is at ``early``."""
     model = DeepLinear((weights[0].shape[1], *(len(w) for w in weights)))
     prediction = method(model, problem, model.pack(weights), force=True)
-    t = np.linspace(0, end / float(theory._inputs(problem).rate), 41)
+    t = np.linspace(0, end / float(inputs_of(problem).rate), 41)
     path = layer_flow(weights, gradient_of(problem), t, decay=problem.weight_decay)
     if method is theory.two_layer:
         error = np.linalg.norm(prediction.predict(t) - [product(w) for w in path], 2, axis=(1, 2))
@@ -814,7 +815,7 @@ def test_two_layer_needs_no_full_rank(missing):
     weights = chain(model.widths, left, strengths, right, rng)
     prediction = theory.two_layer(model, problem, model.pack(weights))
     assert prediction.applies, [str(h) for h in prediction.hypotheses]
-    t = np.linspace(0, 4 / float(theory._inputs(problem).rate), 5)
+    t = np.linspace(0, 4 / float(inputs_of(problem).rate), 5)
     path = np.array([product(w) for w in layer_flow(weights, gradient_of(problem), t)])
     np.testing.assert_allclose(prediction.predict(t), path, rtol=1e-9, atol=1e-10)
 
