@@ -57,8 +57,8 @@ BDF, AUTO = range(2)
 # Places in Stiff.numbers ...
 (
     IMPLICIT, LAST_IMPLICIT, HELD, ORDER, LAST_ORDER, AT_ORDER, PRODUCTS, COLLECTING, NEXT_LOOK, PATIENCE,
-    COST_MARK, FAILED,
-) = range(12)  # fmt: skip
+    COST_MARK, FAILED, SWITCHES,
+) = range(13)  # fmt: skip
 # ... and in Stiff.rates.
 ALLOWED_COST, TIME_MARK, LARGEST, EXPLICIT_H = range(4)
 
@@ -110,6 +110,7 @@ class Stiff(NamedTuple):
     moves: Floats  # (K - 1, P): states minus the one before each, in any order
     places: Ints  # (K - 1,): their rows, newest first
     gram: Floats  # (K - 1, K - 1): inner products of these rows
+    switches: Floats  # (C,): when the method changed, of which SWITCHES are still to be read
     guess: Floats  # (P,) scratch, as all below
     slope: Floats  # gradient at the guess
     residual: Floats
@@ -132,13 +133,13 @@ def first_look(size: int) -> int:
 
 def new_stiff(size: int) -> Stiff:
     """What a run begins with."""
-    numbers = np.zeros(12, dtype=np.int64)
+    numbers = np.zeros(13, dtype=np.int64)
     numbers[NEXT_LOOK] = first_look(size)
     numbers[PATIENCE] = _PATIENCE
     scratch = [np.zeros(size) for _ in range(7)]
     return Stiff(
         numbers, np.zeros(4), np.zeros(_KEPT), np.zeros(_KEPT), np.zeros(size), np.zeros((_KEPT - 1, size)),
-        np.arange(_KEPT - 1), np.zeros((_KEPT - 1, _KEPT - 1)), *scratch, np.zeros((5, _KEPT + 1)),
+        np.arange(_KEPT - 1), np.zeros((_KEPT - 1, _KEPT - 1)), np.zeros(16), *scratch, np.zeros((5, _KEPT + 1)),
         np.zeros(_MOST_ITERATIONS),
     )  # fmt: skip
 
@@ -590,7 +591,15 @@ def _cost(state, stiff):
 
 
 @kernel
+def _note_switch(state, stiff):
+    if stiff.numbers[SWITCHES] < stiff.switches.size:
+        stiff.switches[stiff.numbers[SWITCHES]] = state.clock[T]
+        stiff.numbers[SWITCHES] += 1
+
+
+@kernel
 def _go_implicit(state, stiff):
+    _note_switch(state, stiff)
     numbers = stiff.numbers
     numbers[IMPLICIT], numbers[COLLECTING], numbers[FAILED] = 1, 0, 0
     numbers[ORDER], numbers[AT_ORDER] = HIGHEST - 1, 0
@@ -599,6 +608,7 @@ def _go_implicit(state, stiff):
 
 @kernel
 def _go_explicit(state, stiff):
+    _note_switch(state, stiff)
     numbers, counters = stiff.numbers, state.counters
     numbers[IMPLICIT] = numbers[HELD] = 0
     numbers[NEXT_LOOK] = counters[ACCEPTED] + counters[REJECTED] + numbers[PATIENCE]
@@ -703,11 +713,20 @@ def _implicit_step(gradient, hvp, data, dims, work, state, stiff, output, rtol, 
 
 @kernel
 def advance(
-    gradient, hvp, data, dims, work, tableau, state, stiff, output, kind, rtol, atol, budget, max_steps
+    gradient, hvp, data, dims, work, tableau, state, stiff, output, kind, rtol, atol, fresh, budget, max_steps
 ):
-    """Integrate as ``explicit.advance`` does, by the method of a kind; also pause where the method changes."""
+    """Integrate as ``explicit.advance`` does, by the method of a kind.
+
+    Steps of another method cost otherwise than those by which the budget was measured: after a change it is at most
+    ``fresh``.
+    """
     clock, counters, numbers = state.clock, state.counters, stiff.numbers
+    switches = numbers[SWITCHES]
     while True:
+        if numbers[SWITCHES] > switches:
+            switches, budget = numbers[SWITCHES], min(budget, fresh)
+            if switches == stiff.switches.size:
+                return PAUSED
         if numbers[LAST_IMPLICIT] and _save(state, stiff, output):
             return FINISHED
         if numbers[LAST_IMPLICIT]:
@@ -724,12 +743,12 @@ def advance(
                 return code
         if kind == AUTO and attempts >= numbers[NEXT_LOOK] and not counters[REJECTED_LAST]:
             if _look(tableau, state, stiff):
-                return PAUSED
+                continue
         elif kind == BDF and not numbers[IMPLICIT]:
             numbers[COLLECTING] = 1
             if numbers[HELD] == stiff.times.size:
                 _go_implicit(state, stiff)
-                return PAUSED
+                continue
         if budget <= 0:
             return PAUSED
         if not numbers[IMPLICIT]:
@@ -772,4 +791,3 @@ def advance(
                 return PAUSED  # before saving, as in explicit
         elif kind == AUTO and numbers[FAILED] >= _HOPELESS:
             _go_explicit(state, stiff)
-            return PAUSED

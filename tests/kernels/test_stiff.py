@@ -76,7 +76,7 @@ class Loop:
         while True:
             code = stiff.advance(
                 o.gradient_kernel, o.hvp_kernel, o.data, o.dims, o.work, self.tableau, self.state, self.stiff,
-                self.output, self.kind, self.rtol, self.atol, budget, max_steps,
+                self.output, self.kind, self.rtol, self.atol, 16, budget, max_steps,
             )  # fmt: skip
             if code != explicit.PAUSED:
                 return code
