@@ -21,7 +21,6 @@ METHODS = (*EXPLICIT, "bdf")
 _PATTERN = ("mode", "numbers", "share", "rate", "scales")
 _HISTORY_BLOCK = 4096
 _DENSE_BLOCK_BYTES = 2**25
-_NEW_METHOD_STEPS = 16
 # So few numbers t within the time in which the state changes by its own size are too few for steps.
 _COARSE = 1e4
 
@@ -300,7 +299,6 @@ class StiffFlow(Flow):
         self.kind = stiff.AUTO if method == "auto" else stiff.BDF
         self.pair = pair(method, rtol)
         self.stiff = stiff.new_stiff(objective.size) if self.kind == stiff.BDF else None
-        self.switched = False
         before = more[-1]
         if before is not None and "stiff_numbers" in before:
             self.stiff = stiff.new_stiff(objective.size)
@@ -335,15 +333,14 @@ class StiffFlow(Flow):
             if wait > 0:
                 return super()._advance(output, min(budget, wait), max_steps)
             self.stiff = stiff.new_stiff(o.size)
-        if self.switched:  # these steps cost otherwise than those from which the budget is
-            budget = min(budget, _NEW_METHOD_STEPS)
         code: int = stiff.advance(
             o.gradient_kernel, o.hvp_kernel, o.data, o.dims, o.work, self.tableau, self.state, self.stiff,
-            output, self.kind, self.rtol, self.atol, budget, max_steps,
+            output, self.kind, self.rtol, self.atol, max(self.first_budget // 16, 16), budget, max_steps,
         )  # fmt: skip
-        self.switched = self._name != self.methods[-1][1]
-        if self.switched:
-            self.methods.append((self.t, self._name))
+        numbers = self.stiff.numbers
+        for t in self.stiff.switches[: numbers[stiff.SWITCHES]].tolist():
+            self.methods.append((t, self.pair if self.methods[-1][1] == "bdf" else "bdf"))
+        numbers[stiff.SWITCHES] = 0
         return code
 
     def result(self, outcome: Status, watch: Watch) -> dict[str, Any]:

@@ -46,6 +46,8 @@ _MOST_CHECKPOINTS = 32
 TRUSTED = 5.0
 # Below this many parameters plain loops in place beat calls.
 _FEW = 8
+# Numbers of a vector that are gone through at a time where several passes follow upon each other.
+_TILE = 512
 
 
 class State(NamedTuple):
@@ -121,29 +123,40 @@ def _field(gradient, t, theta, data, dims, work, g, stages, slopes, row):
 
 @kernel
 def _combine(out, theta, h, stages, index, weight, row, count):
-    """out = theta + h sum_j weight[row, j] stages[index[row, j]]."""
-    n = out.size
-    for i in range(n):
-        out[i] = theta[i]
-    j = 0
-    while j + 4 <= count:  # four stages a pass spare memory traffic
-        a, k = h * weight[row, j], index[row, j]
-        b, l = h * weight[row, j + 1], index[row, j + 1]
-        c, m = h * weight[row, j + 2], index[row, j + 2]
-        d, o = h * weight[row, j + 3], index[row, j + 3]
-        for i in range(n):
-            out[i] += a * stages[k, i] + b * stages[l, i] + c * stages[m, i] + d * stages[o, i]
-        j += 4
-    if j + 2 <= count:
-        a, k = h * weight[row, j], index[row, j]
-        b, l = h * weight[row, j + 1], index[row, j + 1]
-        for i in range(n):
-            out[i] += a * stages[k, i] + b * stages[l, i]
-        j += 2
-    if j < count:
-        a, k = h * weight[row, j], index[row, j]
-        for i in range(n):
-            out[i] += a * stages[k, i]
+    """out = theta + h sum_j weight[row, j] stages[index[row, j]], tile by tile so that ``out`` stays near."""
+    for begin in range(0, out.size, _TILE):
+        end = begin + _TILE
+        part, start = out[begin:end], theta[begin:end]
+        n = part.size
+        j = 0
+        if count >= 4:
+            a, b, c, d = h * weight[row, 0], h * weight[row, 1], h * weight[row, 2], h * weight[row, 3]
+            w, x = stages[index[row, 0], begin:end], stages[index[row, 1], begin:end]
+            y, z = stages[index[row, 2], begin:end], stages[index[row, 3], begin:end]
+            for i in range(n):
+                part[i] = start[i] + (a * w[i] + b * x[i] + c * y[i] + d * z[i])
+            j = 4
+        else:
+            for i in range(n):
+                part[i] = start[i]
+        while j + 4 <= count:  # four stages a pass spare memory traffic
+            a, b, c = h * weight[row, j], h * weight[row, j + 1], h * weight[row, j + 2]
+            d = h * weight[row, j + 3]
+            w, x = stages[index[row, j], begin:end], stages[index[row, j + 1], begin:end]
+            y, z = stages[index[row, j + 2], begin:end], stages[index[row, j + 3], begin:end]
+            for i in range(n):
+                part[i] += a * w[i] + b * x[i] + c * y[i] + d * z[i]
+            j += 4
+        if j + 2 <= count:
+            a, b = h * weight[row, j], h * weight[row, j + 1]
+            w, x = stages[index[row, j], begin:end], stages[index[row, j + 1], begin:end]
+            for i in range(n):
+                part[i] += a * w[i] + b * x[i]
+            j += 2
+        if j < count:
+            a, w = h * weight[row, j], stages[index[row, j], begin:end]
+            for i in range(n):
+                part[i] += a * w[i]
 
 
 @kernel(fastmath={"reassoc"})

@@ -57,8 +57,8 @@ BDF, AUTO = range(2)
 # Places in Stiff.numbers ...
 (
     IMPLICIT, LAST_IMPLICIT, HELD, ORDER, LAST_ORDER, AT_ORDER, PRODUCTS, COLLECTING, NEXT_LOOK, PATIENCE,
-    COST_MARK, FAILED,
-) = range(12)  # fmt: skip
+    COST_MARK, FAILED, SWITCHES,
+) = range(13)  # fmt: skip
 # ... and in Stiff.rates.
 ALLOWED_COST, TIME_MARK, LARGEST, EXPLICIT_H = range(4)
 
@@ -75,6 +75,8 @@ _SHARE = 0.2
 _SOLVED = 0.3
 # How much shorter a step is taken than the error would allow, and what a change of order must gain.
 _SAFETY, _RELUCTANCE = 1.3, 0.95
+# Numbers of a vector that are gone through at a time.
+_TILE = 512
 # Steps before the first look at what limits them (of a network of a few parameters: nothing costs it much),
 # between the later ones, and before the implicit method is tried again once it has lost.
 _FIRST_LOOK, _FIRST_LOOK_OF_FEW, _LOOK, _PATIENCE = 32, 512, 16, 32
@@ -104,7 +106,11 @@ class Stiff(NamedTuple):
     rates: Floats
     times: Floats  # (K,): accepted times, newest first
     nodes: Floats  # (K,): s = log(t / newest)
-    states: Floats  # (K, P)
+    newest: Floats  # (P,): the state there
+    moves: Floats  # (K - 1, P): states minus the one before each, in any order
+    places: Ints  # (K - 1,): their rows, newest first
+    gram: Floats  # (K - 1, K - 1): inner products of these rows
+    switches: Floats  # (C,): when the method changed, of which SWITCHES are still to be read
     guess: Floats  # (P,) scratch, as all below
     slope: Floats  # gradient at the guess
     residual: Floats
@@ -117,7 +123,7 @@ class Stiff(NamedTuple):
 
 
 #: Fields of ``Stiff`` that a continuation needs; the rest is scratch.
-KEPT = ("numbers", "rates", "times", "nodes", "states")
+KEPT = ("numbers", "rates", "times", "nodes", "newest", "moves", "places", "gram")
 
 
 def first_look(size: int) -> int:
@@ -127,13 +133,14 @@ def first_look(size: int) -> int:
 
 def new_stiff(size: int) -> Stiff:
     """What a run begins with."""
-    numbers = np.zeros(12, dtype=np.int64)
+    numbers = np.zeros(13, dtype=np.int64)
     numbers[NEXT_LOOK] = first_look(size)
     numbers[PATIENCE] = _PATIENCE
     scratch = [np.zeros(size) for _ in range(7)]
     return Stiff(
-        numbers, np.zeros(4), np.zeros(_KEPT), np.zeros(_KEPT), np.zeros((_KEPT, size)), *scratch,
-        np.zeros((5, _KEPT + 1)), np.zeros(_MOST_ITERATIONS),
+        numbers, np.zeros(4), np.zeros(_KEPT), np.zeros(_KEPT), np.zeros(size), np.zeros((_KEPT - 1, size)),
+        np.arange(_KEPT - 1), np.zeros((_KEPT - 1, _KEPT - 1)), np.zeros(16), *scratch, np.zeros((5, _KEPT + 1)),
+        np.zeros(_MOST_ITERATIONS),
     )  # fmt: skip
 
 
@@ -192,36 +199,67 @@ def _slope_weights(nodes, count, s, weights, row):
 
 
 @kernel
-def _mix(states, count, weights, row, out):
-    """out = sum_j weights[row, j] states[j]."""
-    n = out.size
-    a = weights[row, 0]
-    for i in range(n):
-        out[i] = a * states[0, i]
-    j = 1
-    while j + 2 <= count:  # two states a pass spare memory traffic
-        a, b = weights[row, j], weights[row, j + 1]
-        for i in range(n):
-            out[i] += a * states[j, i] + b * states[j + 1, i]
-        j += 2
-    if j < count:
-        a = weights[row, j]
-        for i in range(n):
-            out[i] += a * states[j, i]
+def _of_moves(weights, row, count):
+    """Turn weights of ``count`` states into those of the moves between them, for the sum without the newest state."""
+    x = 0.0
+    for j in range(count - 1, -1, -1):
+        x, weights[row, j] = x + weights[row, j], -x
+
+
+@kernel
+def _mix(stiff, count, row, out):
+    """out = sum over the newest ``count`` moves of weights[row, j] times each.
+
+    Sums of moves do not cancel as those of states do.  Tile by tile, so that ``out`` stays near.
+    """
+    moves, places, weights = stiff.moves, stiff.places, stiff.weights
+    for begin in range(0, out.size, _TILE):
+        part = out[begin : begin + _TILE]
+        n = part.size
+        part[:] = 0.0
+        j = 0
+        while j + 2 <= count:
+            a, b = weights[row, j], weights[row, j + 1]
+            x, y = moves[places[j], begin : begin + n], moves[places[j + 1], begin : begin + n]
+            for i in range(n):
+                part[i] += a * x[i] + b * y[i]
+            j += 2
+        if j < count:
+            a, x = weights[row, j], moves[places[j], begin : begin + n]
+            for i in range(n):
+                part[i] += a * x[i]
+
+
+@kernel
+def _square(stiff, count, row):
+    """Square of the norm of what ``_mix`` would write, from the inner products."""
+    places, weights, total = stiff.places, stiff.weights, 0.0
+    for j in range(count):
+        for k in range(count):
+            total += weights[row, j] * weights[row, k] * stiff.gram[places[j], places[k]]
+    return total
 
 
 @kernel
 def _remember(stiff, t, theta):
     """Put a state in front of the history."""
-    times, states, numbers = stiff.times, stiff.states, stiff.numbers
+    times, moves, places, numbers = stiff.times, stiff.moves, stiff.places, stiff.numbers
     held = min(numbers[HELD], times.size - 1)
     for j in range(held, 0, -1):
         times[j] = times[j - 1]
-        for i in range(theta.size):
-            states[j, i] = states[j - 1, i]
     times[0] = t
+    oldest = places[places.size - 1]
+    for j in range(places.size - 1, 0, -1):
+        places[j] = places[j - 1]
+    places[0] = oldest
+    move, newest = moves[oldest], stiff.newest
     for i in range(theta.size):
-        states[0, i] = theta[i]
+        move[i] = theta[i] - newest[i]
+        newest[i] = theta[i]
+    for j in range(held):  # without a state before, the move means nothing and is not used
+        product = _inner(move, moves[places[j]])
+        stiff.gram[oldest, places[j]] = product
+        stiff.gram[places[j], oldest] = product
     numbers[HELD] = held + 1
     _nodes(stiff)
 
@@ -237,17 +275,26 @@ def _inner(a, b):
     return total
 
 
-@kernel
-def _differences(slope, e, out):
+@kernel(fastmath={"reassoc"})
+def _begin(slope, r, p, x):
+    """r -= slope, p = r, x = 0; return r r."""
+    total = 0.0
+    for i in range(r.size):
+        r[i] -= slope[i]
+        p[i] = r[i]
+        x[i] = 0.0
+        total += r[i] * r[i]
+    return total
+
+
+@kernel(fastmath={"reassoc"})
+def _differences(slope, e, p, out):
+    """out = (out - slope) e; return p out."""
+    total = 0.0
     for i in range(out.size):
         out[i] = (out[i] - slope[i]) * e
-
-
-@kernel
-def _axpy(a, x, y, out):
-    """out = y + a x."""
-    for i in range(out.size):
-        out[i] = y[i] + a * x[i]
+        total += p[i] * out[i]
+    return total
 
 
 @kernel(fastmath={"reassoc"})
@@ -262,21 +309,26 @@ def _descend(a, shift, p, product, x, r):
 
 
 @kernel(fastmath={"reassoc"})
-def _turn(b, r, p):
-    """p = r + b p; return p p."""
+def _turn(b, r, p, e, theta, trial):
+    """p = r + b p, trial = theta + e p; return p p."""
     total = 0.0
     for i in range(p.size):
         p[i] = r[i] + b * p[i]
+        trial[i] = theta[i] + e * p[i]
         total += p[i] * p[i]
     return total
 
 
 @kernel
-def correct(gradient, hvp, t, data, dims, work, counters, stiff, shift, accuracy):
+def correct(gradient, hvp, t, data, dims, work, counters, stiff, shift, accuracy, square):
     """Solve (H + shift) x = residual at the guess, x to ``correction``; return whether that went well.
 
-    It stops when the error of x in the Euclidean norm, estimated from the decrease of the energy over the
-    last iterations (Hestenes and Stiefel, 1952), is below ``accuracy``.  Where H + shift is not positive
+    ``_begin`` has been called and gave ``square``.
+
+    It stops when the error of x in the Euclidean norm is below ``accuracy``, by two measures: the decrease of the
+    energy over the last iterations (Hestenes and Stiefel, 1952), and Gauss-Radau's upper bound (Meurant and Tichy,
+    2013), which supposes that H has no negative eigenvalue; where one shows, the first alone decides.  An error of
+    stiff components that goes unseen makes the steps short for a long time.  Where H + shift is not positive
     definite, or the iteration does not converge, the step is too long.
 
     A difference of gradients stands for the product H p: it costs half of an exact one, and its error,
@@ -286,26 +338,23 @@ def correct(gradient, hvp, t, data, dims, work, counters, stiff, shift, accuracy
     theta, slope, trial = stiff.guess, stiff.slope, stiff.trial
     r, p, product = stiff.residual, stiff.direction, stiff.product
     size, largest, known = x.size, 0.0, rates[LARGEST]
-    for i in range(size):
-        x[i] = 0.0
-        p[i] = r[i]
-    square = _inner(r, r)
     length, scale = square, np.sqrt(_inner(theta, theta))
-    limit = accuracy * accuracy * shift
+    limit, radau = accuracy * accuracy * shift, 1.0 / shift
+    e = _ROOT * scale / np.sqrt(length)
+    for i in range(size):
+        trial[i] = theta[i] + e * p[i]
     for m in range(energy.size):
         if length == 0.0:
             return True
         product[size - 1] = np.nan
         if scale > 0.0 and _DIFFERENCES * shift > max(known, largest):
-            e = _ROOT * scale / np.sqrt(length)
-            _axpy(e, p, theta, trial)
             gradient(t, trial, data, dims, work, product)
-            _differences(slope, 1.0 / e, product)
+            curvature = _differences(slope, 1.0 / e, p, product)
             counters[GRADIENTS] += 1
         else:
             hvp(t, theta, p, data, dims, work, product)
+            curvature = _inner(p, product)
             numbers[PRODUCTS] += 1
-        curvature = _inner(p, product)
         largest = max(largest, curvature / length)
         curvature += shift * length
         if not (curvature > 0.0 and curvature < np.inf):  # also NaN
@@ -313,40 +362,44 @@ def correct(gradient, hvp, t, data, dims, work, counters, stiff, shift, accuracy
         a = square / curvature
         energy[m] = a * square
         before, square = square, _descend(a, shift, p, product, x, r)
-        left = 0.0
+        left, b = 0.0, square / before
         for j in range(m - m // 6, m + 1):
             left += energy[j]
-        if left <= limit:
+        radau = (radau - a) / (shift * (radau - a) + b) if radau > a else 0.0
+        if left <= limit and radau * square <= limit:
             rates[LARGEST] = max(largest, 0.5 * known)
             return True
-        length = _turn(square / before, r, p)
+        e = _ROOT * scale / np.sqrt(square + b * b * length)  # r is orthogonal to p
+        length = _turn(b, r, p, e, theta, trial)
     return False
 
 
 @kernel
 def predict(gradient, t, h, data, dims, work, stiff, order):
-    """Guess at t + h, its gradient, and the formula's residual there; return its shift.
+    """Guess at t + h, its gradient, and the formula's residual there without it; return its shift.
 
     The formula says theta' = shift * theta + what the history gives.
     """
-    nodes, states, weights, guess, r = stiff.nodes, stiff.states, stiff.weights, stiff.guess, stiff.residual
+    nodes, weights, guess, r = stiff.nodes, stiff.weights, stiff.guess, stiff.residual
     size, new = guess.size, np.log1p(h / t)
     _value_weights(nodes, order + 1, new, weights, 0)
-    _mix(states, order + 1, weights, 0, guess)
+    _of_moves(weights, 0, order + 1)
+    _mix(stiff, order, 0, guess)
+    # the slope of the polynomial through the guess: sum over j < order of a_j (guess - states[j])
     _value_weights(nodes, order, new, weights, 1)
-    shift = 0.0
+    shift, total, left = 0.0, 0.0, 0.0
     for j in range(order):
         x = 1.0 / ((new - nodes[j]) * (t + h))  # ds / dt = 1 / t
         shift += x
         weights[1, j] *= x
+        total += weights[1, j]
+    for j in range(order - 1, -1, -1):
+        left, weights[1, j] = left + weights[1, j], -(total * weights[0, j] + left)
+    _mix(stiff, order, 1, r)
+    for i in range(size):
+        guess[i] += stiff.newest[i]
     stiff.slope[size - 1] = np.nan
     gradient(t + h, guess, data, dims, work, stiff.slope)
-    for i in range(size):
-        r[i] = -stiff.slope[i]
-    for j in range(order):  # the slope of the polynomial through the guess, from small differences
-        a = weights[1, j]
-        for i in range(size):
-            r[i] -= a * (guess[i] - states[j, i])
     return shift
 
 
@@ -360,17 +413,37 @@ def _factor(stiff, s, order):
 
 
 @kernel
-def _error(stiff, s, order, theta, theta_new, rtol, atol):
-    """Error of the formula of another order at s, in units of what is allowed."""
-    count, weights, off = order + 1, stiff.weights, stiff.trial
+def _error(stiff, s, order, theta_new):
+    """Error of the formula of another order at s, in units of what is allowed, on the scale of the attempt."""
+    count, weights, off, scale, newest = order + 1, stiff.weights, stiff.trial, stiff.product, stiff.newest
     if count > stiff.numbers[HELD]:
         return np.inf
     _value_weights(stiff.nodes, count, s, weights, 2)
-    _mix(stiff.states, count, weights, 2, off)
+    _of_moves(weights, 2, count)
+    _mix(stiff, order, 2, off)
+    return _factor(stiff, s, order) * np.sqrt(_distance(theta_new, newest, off, scale) / off.size) / _SHARE
+
+
+@kernel(fastmath={"reassoc"})
+def _distance(theta_new, newest, off, scale):
+    """Sum of ((theta_new - newest - off) scale)^2."""
+    total = 0.0
     for i in range(off.size):
-        off[i] = theta_new[i] - off[i]
-    square = explicit._squared_norm(off, theta, theta_new, rtol, atol)
-    return _factor(stiff, s, order) * np.sqrt(square / off.size) / _SHARE
+        x = (theta_new[i] - newest[i] - off[i]) * scale[i]
+        total += x * x
+    return total
+
+
+@kernel(fastmath={"reassoc"})
+def _finish(guess, correction, theta, theta_new, rtol, atol, scale):
+    """theta_new = guess + correction; return the sum of (correction scale)^2, with the scale of ``explicit._squared_norm``."""
+    total = 0.0
+    for i in range(guess.size):
+        theta_new[i] = guess[i] + correction[i]
+        scale[i] = 1.0 / (atol[i] + rtol * max(abs(theta[i]), abs(theta_new[i])))
+        x = correction[i] * scale[i]
+        total += x * x
+    return total
 
 
 @kernel
@@ -382,19 +455,26 @@ def attempt(gradient, hvp, t, h, data, dims, work, counters, stiff, order, theta
     size = theta.size
     shift = predict(gradient, t, h, data, dims, work, stiff, order)
     counters[GRADIENTS] += 1
-    if not np.isfinite(_inner(stiff.slope, stiff.slope)):
+    square = _begin(stiff.slope, stiff.residual, stiff.direction, stiff.correction)
+    if not np.isfinite(square):
         return np.nan
-    unit = 0.0  # of the tolerance, for an error whose direction does not know of the weights
-    for i in range(size):
-        x = atol[i] + rtol * abs(theta[i])
-        unit += 1.0 / (x * x)
-    unit = np.sqrt(unit) / size
-    if not correct(gradient, hvp, t + h, data, dims, work, counters, stiff, shift, _SOLVED * _SHARE / unit):
+    # of the tolerance, for an error whose direction does not know of the weights
+    unit = np.sqrt(_squares(theta, rtol, atol)) / size
+    accuracy = _SOLVED * _SHARE / unit
+    if not correct(gradient, hvp, t + h, data, dims, work, counters, stiff, shift, accuracy, square):
         return np.inf
-    for i in range(size):
-        theta_new[i] = stiff.guess[i] + stiff.correction[i]
-    square = explicit._squared_norm(stiff.correction, theta, theta_new, rtol, atol)
+    square = _finish(stiff.guess, stiff.correction, theta, theta_new, rtol, atol, stiff.product)
     return _factor(stiff, np.log1p(h / t), order) * np.sqrt(square / size) / _SHARE
+
+
+@kernel(fastmath={"reassoc"})
+def _squares(theta, rtol, atol):
+    """Sum of 1 / (atol + rtol |theta|)^2."""
+    total = 0.0
+    for i in range(theta.size):
+        x = atol[i] + rtol * abs(theta[i])
+        total += 1.0 / (x * x)
+    return total
 
 
 @kernel
@@ -403,17 +483,17 @@ def _growth(error, order):
 
 
 @kernel
-def _next_order(stiff, s, error, theta, theta_new, rtol, atol):
+def _next_order(stiff, s, error, theta_new):
     """Order whose next step may be longest, and that step's length relative to this one's."""
     numbers = stiff.numbers
     order = numbers[ORDER]
     best, factor = order, _growth(error, order)
     if order > 1:
-        x = _RELUCTANCE * _growth(_error(stiff, s, order - 1, theta, theta_new, rtol, atol), order - 1)
+        x = _RELUCTANCE * _growth(_error(stiff, s, order - 1, theta_new), order - 1)
         if x > factor:
             best, factor = order - 1, x
     if order < HIGHEST and numbers[AT_ORDER] > order:
-        x = _RELUCTANCE * _growth(_error(stiff, s, order + 1, theta, theta_new, rtol, atol), order + 1)
+        x = _RELUCTANCE * _growth(_error(stiff, s, order + 1, theta_new), order + 1)
         if x > factor:
             best, factor = order + 1, x
     return best, factor
@@ -423,15 +503,15 @@ def _next_order(stiff, s, error, theta, theta_new, rtol, atol):
 
 
 @kernel
-def _dissipated(stiff, order, begin, end, scratch):
+def _dissipated(stiff, order, begin, end):
     """Integral over t of |theta'|^2 of the interpolant from s = begin to end."""
     total = 0.0
     _spread(stiff.nodes, order + 1, stiff.weights)
     for q in range(_GAUSS_NODES.size):
         s = begin + _GAUSS_NODES[q] * (end - begin)
         _slope_weights(stiff.nodes, order + 1, s, stiff.weights, 2)
-        _mix(stiff.states, order + 1, stiff.weights, 2, scratch)
-        total += _GAUSS_WEIGHTS[q] * np.exp(-s) * _inner(scratch, scratch)  # dt (ds / dt)^2 = ds / t
+        _of_moves(stiff.weights, 2, order + 1)
+        total += _GAUSS_WEIGHTS[q] * np.exp(-s) * _square(stiff, order, 2)  # dt (ds / dt)^2 = ds / t
     return total * (end - begin) / stiff.times[0]
 
 
@@ -443,9 +523,12 @@ def interpolate(state, stiff, t, out):
     """
     order, newest = stiff.numbers[LAST_ORDER], stiff.times[0]
     s = np.log1p((t - newest) / newest)
-    more = _dissipated(stiff, order, stiff.nodes[1], s, stiff.trial)
+    more = _dissipated(stiff, order, stiff.nodes[1], s)
     _value_weights(stiff.nodes, order + 1, s, stiff.weights, 2)
-    _mix(stiff.states, order + 1, stiff.weights, 2, out)
+    _of_moves(stiff.weights, 2, order + 1)
+    _mix(stiff, order, 2, out)
+    for i in range(out.size):
+        out[i] += stiff.newest[i]
     return state.clock[DISSIPATION_BEFORE] + more
 
 
@@ -461,10 +544,11 @@ def store_dense(state, stiff, output):
     for q in range(1, count):
         s = np.log1p((begin + _CHEBYSHEV[q] * h - newest) / newest)
         _value_weights(stiff.nodes, order + 1, s, weights, 2)
-        _mix(stiff.states, order + 1, weights, 2, stiff.trial)
-        for i in range(out.shape[1]):
-            # the coefficients are large and would magnify its rounding
-            stiff.trial[i] -= state.theta_before[i]
+        _of_moves(weights, 2, order + 1)
+        weights[2, 0] += (
+            1.0  # seen from the step's start: the coefficients are large and would magnify its rounding
+        )
+        _mix(stiff, order, 2, stiff.trial)
         for d in range(1, count):
             a = _TO_POWERS[d, q]
             for i in range(out.shape[1]):
@@ -478,8 +562,8 @@ def _speed(stiff):
     count = stiff.numbers[LAST_ORDER] + 1
     _spread(stiff.nodes, count, stiff.weights)
     _slope_weights(stiff.nodes, count, 0.0, stiff.weights, 2)
-    _mix(stiff.states, count, stiff.weights, 2, stiff.trial)
-    return _inner(stiff.trial, stiff.trial) / stiff.times[0] ** 2
+    _of_moves(stiff.weights, 2, count)
+    return _square(stiff, count - 1, 2) / stiff.times[0] ** 2
 
 
 # ---- which method ------------------------------------------------------------------------------------------
@@ -507,7 +591,15 @@ def _cost(state, stiff):
 
 
 @kernel
+def _note_switch(state, stiff):
+    if stiff.numbers[SWITCHES] < stiff.switches.size:
+        stiff.switches[stiff.numbers[SWITCHES]] = state.clock[T]
+        stiff.numbers[SWITCHES] += 1
+
+
+@kernel
 def _go_implicit(state, stiff):
+    _note_switch(state, stiff)
     numbers = stiff.numbers
     numbers[IMPLICIT], numbers[COLLECTING], numbers[FAILED] = 1, 0, 0
     numbers[ORDER], numbers[AT_ORDER] = HIGHEST - 1, 0
@@ -516,6 +608,7 @@ def _go_implicit(state, stiff):
 
 @kernel
 def _go_explicit(state, stiff):
+    _note_switch(state, stiff)
     numbers, counters = stiff.numbers, state.counters
     numbers[IMPLICIT] = numbers[HELD] = 0
     numbers[NEXT_LOOK] = counters[ACCEPTED] + counters[REJECTED] + numbers[PATIENCE]
@@ -590,12 +683,12 @@ def _implicit_step(gradient, hvp, data, dims, work, state, stiff, output, rtol, 
         if not error < np.inf:
             clock[H] = 0.25 * h
             return False
-        if order > 1 and _error(stiff, s, order - 1, theta, theta_new, rtol, atol) < error:
+        if order > 1 and _error(stiff, s, order - 1, theta_new) < error:
             numbers[ORDER] = order - 1
         clock[H] = h * max(0.25, 0.9 * error ** (-1.0 / (order + 1)))
         return False
     numbers[AT_ORDER] += 1
-    best, factor = _next_order(stiff, s, error, theta, theta_new, rtol, atol)
+    best, factor = _next_order(stiff, s, error, theta_new)
     if counters[REJECTED_LAST]:
         factor = min(factor, 1.0)
     if best != order:
@@ -609,7 +702,7 @@ def _implicit_step(gradient, hvp, data, dims, work, state, stiff, output, rtol, 
         state.theta_before[i] = theta[i]
         theta[i] = theta_new[i]
     _remember(stiff, clock[T], theta)
-    clock[DISSIPATION] += _dissipated(stiff, order, stiff.nodes[1], 0.0, stiff.trial)
+    clock[DISSIPATION] += _dissipated(stiff, order, stiff.nodes[1], 0.0)
     counters[ACCEPTED] += 1
     counters[REJECTED_LAST] = 0
     explicit.keep_checkpoint(state)
@@ -620,11 +713,20 @@ def _implicit_step(gradient, hvp, data, dims, work, state, stiff, output, rtol, 
 
 @kernel
 def advance(
-    gradient, hvp, data, dims, work, tableau, state, stiff, output, kind, rtol, atol, budget, max_steps
+    gradient, hvp, data, dims, work, tableau, state, stiff, output, kind, rtol, atol, fresh, budget, max_steps
 ):
-    """Integrate as ``explicit.advance`` does, by the method of a kind; also pause where the method changes."""
+    """Integrate as ``explicit.advance`` does, by the method of a kind.
+
+    Steps of another method cost otherwise than those by which the budget was measured: after a change it is at most
+    ``fresh``.
+    """
     clock, counters, numbers = state.clock, state.counters, stiff.numbers
+    switches = numbers[SWITCHES]
     while True:
+        if numbers[SWITCHES] > switches:
+            switches, budget = numbers[SWITCHES], min(budget, fresh)
+            if switches == stiff.switches.size:
+                return PAUSED
         if numbers[LAST_IMPLICIT] and _save(state, stiff, output):
             return FINISHED
         if numbers[LAST_IMPLICIT]:
@@ -641,12 +743,12 @@ def advance(
                 return code
         if kind == AUTO and attempts >= numbers[NEXT_LOOK] and not counters[REJECTED_LAST]:
             if _look(tableau, state, stiff):
-                return PAUSED
+                continue
         elif kind == BDF and not numbers[IMPLICIT]:
             numbers[COLLECTING] = 1
             if numbers[HELD] == stiff.times.size:
                 _go_implicit(state, stiff)
-                return PAUSED
+                continue
         if budget <= 0:
             return PAUSED
         if not numbers[IMPLICIT]:
@@ -689,4 +791,3 @@ def advance(
                 return PAUSED  # before saving, as in explicit
         elif kind == AUTO and numbers[FAILED] >= _HOPELESS:
             _go_explicit(state, stiff)
-            return PAUSED

@@ -76,7 +76,7 @@ class Loop:
         while True:
             code = stiff.advance(
                 o.gradient_kernel, o.hvp_kernel, o.data, o.dims, o.work, self.tableau, self.state, self.stiff,
-                self.output, self.kind, self.rtol, self.atol, budget, max_steps,
+                self.output, self.kind, self.rtol, self.atol, 16, budget, max_steps,
             )  # fmt: skip
             if code != explicit.PAUSED:
                 return code
@@ -109,7 +109,7 @@ def fixed_steps(order, n, begin=0.5, end=1.5):
     past = begin * ratio ** np.arange(-order, 1.0)
     for t, theta in zip(past, riccati_flow(past), strict=True):
         stiff._remember(sf, t, theta)
-    theta, new, inside, atol = sf.states[0].copy(), np.empty(o.size), np.empty(o.size), np.zeros(o.size)
+    theta, new, inside, atol = sf.newest.copy(), np.empty(o.size), np.empty(o.size), np.zeros(o.size)
     at_steps, between, t = 0.0, 0.0, begin
     for _ in range(n):
         h = t * (ratio - 1)
@@ -149,7 +149,7 @@ def test_the_error_estimate_measures_the_error_of_a_step():
         new = np.empty(o.size)
         estimate = stiff.attempt(
             o.gradient_kernel, o.hvp_kernel, t, h, o.data, o.dims, o.work, counters, sf, order,
-            sf.states[0], new, 0.0, 1e-9 * atol,
+            sf.newest, new, 0.0, 1e-9 * atol,
         )  # fmt: skip
         error = np.sqrt(np.mean(((new - riccati_flow([t + h])[0]) / (1e-9 * atol)) ** 2)) / stiff._SHARE
         assert 0.4 <= estimate / error <= 2.5, (order, estimate, error)
@@ -160,9 +160,10 @@ def test_the_error_estimate_measures_the_error_of_a_step():
 
 def solve(o, theta, residual, shift, accuracy):
     sf, counters = stiff.new_stiff(o.size), np.zeros(8, dtype=np.int64)
-    sf.guess[:], sf.slope[:], sf.residual[:] = theta, o.gradient(theta), residual
+    sf.guess[:], sf.slope[:], sf.residual[:] = theta, o.gradient(theta), residual + o.gradient(theta)
+    square = stiff._begin(sf.slope, sf.residual, sf.direction, sf.correction)
     good = stiff.correct(
-        o.gradient_kernel, o.hvp_kernel, 0.0, o.data, o.dims, o.work, counters, sf, shift, accuracy
+        o.gradient_kernel, o.hvp_kernel, 0.0, o.data, o.dims, o.work, counters, sf, shift, accuracy, square
     )
     return good, sf.correction, int(counters[explicit.GRADIENTS]), int(sf.numbers[stiff.PRODUCTS])
 
