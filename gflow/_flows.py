@@ -10,7 +10,7 @@ import numpy as np
 
 from gflow._memory import available_memory, refuse_if_too_large
 from gflow._run import Array, Watch, versions
-from gflow.kernels import explicit, lossclock, piecewise, stiff, tableaus
+from gflow.kernels import abi, explicit, lossclock, piecewise, stiff, tableaus
 from gflow.limit import NEXT_LOOK, Seeker, of_piecewise
 from gflow.objective import Objective
 from gflow.trajectory import Events, Limit, Methods, Status, Steps
@@ -32,10 +32,10 @@ def begin(
 ) -> Flow:  # fmt: skip
     """A run at its start, or where ``before``, the state of a trajectory, has left it."""
     tableau = EXPLICIT[pair(method, rtol)]()
-    if before is None:
-        state = explicit.new_state(theta, 0.0, tableau)
-    else:
-        state = explicit.State._make(before[name].copy() for name in explicit.State._fields)
+    state = explicit.new_state(theta, 0.0, tableau)
+    if before is not None:
+        for name, array in state._asdict().items():
+            array[:] = before[name]
     state.clock[explicit.REST] = rest
     located = events and hasattr(objective.model, "piecewise")
     kind: type[Flow]
@@ -63,7 +63,8 @@ class Flow:
     ) -> None:  # fmt: skip
         self.objective, self.tableau, self.state, self.times = objective, tableau, state, times
         self.methods = [(float(state.clock[explicit.T]), method)]
-        self.rtol, self.atol = rtol, np.full(objective.size, atol)
+        self.rtol, self.atol = rtol, np.empty(objective.size)
+        self.atol[:] = atol
         refuse_if_too_large("t", "states to be saved", len(times) * (objective.size + 1) * 8)
         self.theta, self.dissipation = np.empty((len(times), objective.size)), np.empty(len(times))
         self.cursor = np.zeros(3, dtype=np.int64)
@@ -210,8 +211,8 @@ class Flow:
 
     def _compiled(self, output: explicit.Output, budget: int, max_steps: int) -> int:
         o = self.objective
-        return explicit.advance(
-            o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, output,
+        return abi.call(
+            explicit.advance, o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, output,
             self.rtol, self.atol, budget, max_steps,
         )  # fmt: skip
 
@@ -262,7 +263,7 @@ class Flow:
     def result(self, outcome: Status, watch: Watch) -> dict[str, Any]:
         """The fields of the trajectory as far as it has come."""
         t, theta, dissipation = self.reached()
-        counters = self.state.counters
+        counters = self.state.counters.tolist()
         if self.over_kinks:
             outcome = replace(outcome, message=f"{outcome.message} Kinks were not located (events=False).")
         history = self.history[-1][: self.cursor[explicit.HISTORY]]
@@ -274,17 +275,17 @@ class Flow:
             k = self.cursor[explicit.DENSE]
             kept = [*self.dense[:-1], (times[:k], coefficients[:k])]
             dense = np.concatenate([a for a, _ in kept]), np.concatenate([b for _, b in kept])
-        k = int(counters[explicit.CHECKPOINTS])
+        k = counters[explicit.CHECKPOINTS]
         checkpoints = self.state.checkpoint_times[:k], self.state.checkpoints[:k]
         counts = {
-            "accepted": int(counters[explicit.ACCEPTED]),
-            "rejected": int(counters[explicit.REJECTED]),
-            "gradients": int(counters[explicit.GRADIENTS]),
+            "accepted": counters[explicit.ACCEPTED],
+            "rejected": counters[explicit.REJECTED],
+            "gradients": counters[explicit.GRADIENTS],
         }
         return {
             "t": t, "theta": theta, "outcome": outcome, "dissipation": dissipation,
             "observed": watch.arrays(len(t)), "counts": counts,
-            "steps": Steps(history[:, 0], history[:, 1], history[:, 2] > 0), "methods": Methods.of(self.methods),
+            "steps": Steps(history[:, 0], history[:, 1], history[:, 2].astype(bool)), "methods": Methods.of(self.methods),
             "limit": self.limit, "dense": dense, "checkpoints": checkpoints, "state": self.state._asdict(),
             "versions": versions(),
         }  # fmt: skip
@@ -337,8 +338,8 @@ class StiffFlow(Flow):
             self.stiff = stiff.new_stiff(o.size)
         if self.switched:  # these steps cost otherwise than those from which the budget is
             budget = min(budget, _NEW_METHOD_STEPS)
-        code: int = stiff.advance(
-            o.gradient_kernel, o.hvp_kernel, o.data, o.dims, o.work, self.tableau, self.state, self.stiff,
+        code = abi.call(
+            stiff.advance, o.gradient_kernel, o.hvp_kernel, o.data, o.dims, o.work, self.tableau, self.state, self.stiff,
             output, self.kind, self.rtol, self.atol, budget, max_steps,
         )  # fmt: skip
         self.switched = self._name != self.methods[-1][1]
@@ -395,8 +396,8 @@ class PiecewiseFlow(Flow):
 
     def _compiled(self, output: explicit.Output, budget: int, max_steps: int) -> int:
         o = self.objective
-        return piecewise.advance(
-            o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, output, self.pattern,
+        return abi.call(
+            piecewise.advance, o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, output, self.pattern,
             self.rtol, self.atol, budget, max_steps,
         )  # fmt: skip
 
@@ -484,8 +485,8 @@ class LossClock(Flow):
         )  # fmt: skip
         rest = self.rtol, self.atol, budget, max_steps
         if isinstance(self, PiecewiseFlow):
-            return lossclock.advance_piecewise(*common, self.pattern, *rest)
-        return lossclock.advance(*common, *rest)
+            return abi.call(lossclock.advance_piecewise, *common, self.pattern, *rest)
+        return abi.call(lossclock.advance, *common, *rest)
 
     def _outcome(self, code: int, max_steps: int) -> Status:
         if code == lossclock.SETTLED:

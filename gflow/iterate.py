@@ -23,7 +23,7 @@ from gflow._run import (
     trajectory_or_none,
     versions,
 )
-from gflow.kernels import descent
+from gflow.kernels import abi, descent
 from gflow.models.base import BatchArguments
 from gflow.objective import Objective
 from gflow.trajectory import Status, Trajectory
@@ -122,9 +122,7 @@ def descend(
         options = Options.of(objective, _continued(given, sizes, n_steps, start))
         state = descent.new_state(start.state["theta"], int(start.state["step"][0]), options.rule.optimizer)
         state.moments[:] = start.state["moments"]
-    objective.gradient(
-        state.theta
-    )  # what is wrong with a user's kernel shows here: compiled code cannot raise
+    objective.try_gradient(state.theta)
     run = _Descent(objective, options, state, sizes, n_steps, save_every)
     watch = Watch(objective, observers, stop, run.now)
     spec = {
@@ -307,7 +305,7 @@ def _batch_arguments(objective: Objective, batch_size: Any) -> BatchArguments:
     if size > count:
         raise ValueError(f"batch_size must be at most the number of samples, {count}; got {size}")
     made = BatchArguments(
-        int(count), np.array(samples, dtype=np.float64).ravel(), np.array(table, dtype=np.int64).reshape(-1, 4),
+        int(count), np.array(samples, dtype=np.float64).ravel(), np.array(table, dtype=np.int64, order="C").reshape(-1, 4),
         np.array(data, dtype=np.float64).ravel(), np.array(dims, dtype=np.int64).ravel(), int(work_size),
     )  # fmt: skip
     here, there, numbers, _ = made.table.T
@@ -391,8 +389,8 @@ class _Descent(Stepped):
         return float(self.times(self.steps))
 
     def advance(self, budget: int, max_steps: int) -> Status | None:
-        code = descent.advance(
-            self.objective.gradient_kernel, *self.arguments, self.state, self.options.rule, self.batches,
+        code = abi.call(
+            descent.advance, self.objective.gradient_kernel, *self.arguments, self.state, self.options.rule, self.batches,
             self.sizes, self.theta, self.first, self.every, self.n_steps, budget,
         )  # fmt: skip
         return outcome_of(code, self.steps, self.n_steps, self.sizes, self.options)

@@ -136,6 +136,23 @@ def pointer(dispatcher: Any, arguments: tuple[Any, ...]) -> Kernel:
     return _POINTERS[dispatcher]
 
 
+_ENTRIES: dict[Any, Any] = {}
+
+
+def call(loop: Any, *arguments: Any) -> Any:
+    """Call a compiled loop from Python, without numba's look at the types of all arguments.
+
+    They are those of the first call, the same for all models and runs, and to look at the arrays of a run takes longer
+    than to unpack them: five microseconds and more.  Nothing checks them after that: the caller has made these arrays.
+    """
+    entry = _ENTRIES.get(loop)
+    if entry is None:
+        types_of = tuple(numba.typeof(a) for a in arguments)
+        loop.compile(types_of)
+        entry = _ENTRIES[loop] = loop.overloads[types_of].entry_point
+    return entry(*arguments)
+
+
 @kernel
 def losses(loss, data, dims, work, thetas, out):
     """The loss at each row of ``thetas``."""
