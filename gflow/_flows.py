@@ -21,6 +21,7 @@ METHODS = (*EXPLICIT, "bdf")
 _PATTERN = ("mode", "numbers", "share", "rate", "scales")
 _HISTORY_BLOCK = 4096
 _DENSE_BLOCK_BYTES = 2**25
+_NO_DENSE = np.empty((0, 2)), np.empty((0, 1, 1))
 _NEW_METHOD_STEPS = 16
 # So few numbers t within the time in which the state changes by its own size are too few for steps.
 _COARSE = 1e4
@@ -82,7 +83,8 @@ class Flow:
         cost = len(tableau.node) * (objective.data.size + objective.work.size + 8 * objective.size + 100)
         self.first_budget = int(min(max(2e7 / cost, 1), 10_000))
         self._new_history()
-        self._new_dense()
+        if dense:
+            self._new_dense()
         if before is not None and dense and state.clock[explicit.H_BEFORE] > 0:
             self._store_dense()
 
@@ -137,12 +139,10 @@ class Flow:
 
     def _new_dense(self) -> None:
         degree, size = self._degree, self.objective.size
-        rows = 0
-        if self.keep_dense:
-            rows = int(np.clip(_DENSE_BLOCK_BYTES // (8 * (degree + 1) * size), 1, 1024))
-            needed, free = 8 * rows * (degree + 1) * size, available_memory()
-            if free is not None and needed > 0.8 * free:
-                raise MemoryError
+        rows = int(np.clip(_DENSE_BLOCK_BYTES // (8 * (degree + 1) * size), 1, 1024))
+        needed, free = 8 * rows * (degree + 1) * size, available_memory()
+        if free is not None and needed > 0.8 * free:
+            raise MemoryError
         self.dense.append((np.empty((rows, 2)), np.zeros((rows, degree + 1, size))))
         self.cursor[explicit.DENSE] = 0
 
@@ -202,9 +202,8 @@ class Flow:
     def output(self) -> explicit.Output:
         """Where the compiled loop writes."""
         times = self.times if self.seen is None else self.times[:-1]
-        return explicit.Output(
-            self.cursor, times, self.theta, self.dissipation, self.history[-1], *self.dense[-1]
-        )
+        dense = self.dense[-1] if self.keep_dense else _NO_DENSE
+        return explicit.Output(self.cursor, times, self.theta, self.dissipation, self.history[-1], *dense)
 
     def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
         return self._compiled(output, budget, max_steps)

@@ -236,7 +236,8 @@ class Options(NamedTuple):
             raise ValueError(f"replacement must be True or False; got {given['replacement']!r:.80}")
         given["replacement"] = bool(given["replacement"])
         batch = None
-        generator("rng", given["rng"])
+        if given["rng"] is not None:
+            generator("rng", given["rng"])
         if given["batch_size"] is not None:
             batch = _batch_arguments(objective, given["batch_size"])
             given["batch_size"] = int(given["batch_size"])
@@ -319,7 +320,9 @@ def saved_steps(first: int, n_steps: int, every: int, each: int) -> Any:
     """The steps (S,) after which the state is saved, if S times ``each`` bytes are to be had."""
     rows = -(-(n_steps - first) // every) + 1
     refuse_if_too_large("save_every", "states to be saved", rows * (each + 8))
-    return np.append(np.arange(first, n_steps, every), n_steps)
+    at = first + every * np.arange(rows)
+    at[-1] = n_steps
+    return at
 
 
 def times(sizes: Array) -> Callable[[Any], Any]:
