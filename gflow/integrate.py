@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gflow import trajectory as _trajectory
-from gflow._check import finite_array, one_of, positive, positive_int
+from gflow._check import boolean, finite_array, one_of, positive, positive_int
 from gflow._flows import METHODS, begin, pair
 from gflow._run import (
     Array,
@@ -151,9 +151,7 @@ def flow(
     potential = _potential(objective, one_of("clock", clock, ("time", "loss")))
     one_of("coords", coords, ("plain", "log"))
     max_steps = positive_int("max_steps", max_steps)
-    for name, value in (("events", events), ("dense", dense)):
-        if not isinstance(value, bool | np.bool_):
-            raise ValueError(f"{name} must be True or False; got {value!r:.80}")
+    events, dense = boolean("events", events), boolean("dense", dense)
     if dense and clock == "loss":
         raise ValueError("dense must be False with clock='loss': give the values of log(1/L) to save in t")
     observers = parse_observers(observe)
@@ -179,7 +177,7 @@ def flow(
     if start is None:
         if atol is None:
             atol = 0.1 * rtol if chart is not None else float(default_atols(objective, theta[None], rtol)[0])
-        method = chosen_method(potential, method, rtol, bool(events), clock)
+        method = chosen_method(potential, method, rtol, events, clock)
     atol = positive("atol", atol)
     if events and hasattr(model, "piecewise") and not model.piecewise:
         raise ValueError(
@@ -193,14 +191,14 @@ def flow(
             "coords must be 'plain' where t ends with inf and theta0 is zero, which stays there while its logarithms move; got 'log'"
         )
     if to_limit:
-        _check_limit(potential, rest, bool(events), coords)
+        _check_limit(potential, rest, events, coords)
     if clock == "time" and objective.has("log_escape"):
         log_time, log_pace = model.log_escape(problem, theta)
         _check_escape(log_time, log_pace, float(times[-1]))
     part = FIRST_LOOK if to_limit else (rest or 0.0)
     first = theta if chart is None else chart.start
     potential.try_gradient(first)
-    run = begin(potential, method, first, times, rtol, atol, bool(events), dense, part, before, clock)
+    run = begin(potential, method, first, times, rtol, atol, events, dense, part, before, clock)
     if chart is not None:
         run.rtol = sys.float_info.epsilon  # logarithms have no scale but one
     watch = Watch(objective, observers, stop, run.now, chart)

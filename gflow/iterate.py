@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gflow._check import finite_array, generator, one_of, plain_array, positive, positive_int
+from gflow._check import boolean, finite_array, generator, one_of, plain_array, positive, positive_int
 from gflow._memory import refuse_if_too_large
 from gflow._run import (
     Array,
@@ -232,9 +232,7 @@ class Options(NamedTuple):
             beta, beta_square = (_share(f"betas[{i}]", b) for i, b in enumerate(betas))
             given["betas"] = beta, beta_square
             eps = given["eps"] = positive("eps", given["eps"])
-        if not isinstance(given["replacement"], bool | np.bool_):
-            raise ValueError(f"replacement must be True or False; got {given['replacement']!r:.80}")
-        given["replacement"] = bool(given["replacement"])
+        given["replacement"] = boolean("replacement", given["replacement"])
         batch = None
         if given["rng"] is not None:
             generator("rng", given["rng"])
