@@ -1,6 +1,7 @@
-"""Time to import and to the first result, in fresh processes: cold cache, warm cache, bare numba.
+"""Time to import and to the first result, in fresh processes: cold cache, warm cache, bare numba; and of a later call.
 
-Every figure is the median over processes that run in turn.  The cold cache is a new empty folder.
+Every figure is the median over processes that run in turn.  The cold cache is a new empty folder.  The later calls, of
+problem (a) at rtol 1e-6, run in turn in one process; one that ends after a single step is their fixed cost.
 """
 
 from __future__ import annotations
@@ -10,8 +11,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from functools import partial
 
 import common
+import problems
+
+import gflow
 
 CODE = """
 import time
@@ -42,6 +47,19 @@ def start(cache: str | None) -> dict[str, float]:
     return dict(zip(NAMES, map(float, run.stdout.split()), strict=True))
 
 
+def later_calls(rounds: int) -> dict[str, float]:
+    task = problems.TASKS["a"]()
+
+    def flow(t: problems.Array) -> gflow.Trajectory:
+        return gflow.flow(task.model, task.problem, task.theta0, t, rtol=1e-6)
+
+    short = 1e-6 * task.t
+    assert flow(short).counts["accepted"] == 1
+    jobs = {"whole": partial(flow, task.t), "one_step": partial(flow, short)}
+    seconds = common.interleaved(jobs, rounds)
+    return {f"{name}_us": 1e6 * statistics.median(seconds[name]) for name in jobs}
+
+
 def main() -> None:
     options = common.options(__doc__ or "")
     rounds = 3 if options.quick else 11
@@ -53,7 +71,12 @@ def main() -> None:
     def medians(runs: list[dict[str, float]]) -> dict[str, float]:
         return {name: statistics.median(run[name] for run in runs) for name in NAMES}
 
-    common.write(options.out, {"warm_cache": medians(warm), "cold_cache": medians(cold)})
+    results = {
+        "warm_cache": medians(warm),
+        "cold_cache": medians(cold),
+        "later_calls": later_calls(5 * rounds),
+    }
+    common.write(options.out, results)
 
 
 if __name__ == "__main__":

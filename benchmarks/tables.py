@@ -143,12 +143,15 @@ def start_up(results: dict[str, Any], folder: Path) -> list[str]:
         [k[:-2].replace("_", " "), *(f"{results[c][k]:.3g} s" for c in ("warm_cache", "cold_cache"))]
         for k in names
     ]
+    later = results.get("later_calls")  # which older results lack
+    said = "A later call on problem (a): {whole_us:.3g} µs; one of a single step: {one_step_us:.3g} µs."
     return [
         "## 02 Start-up",
         "",
         "Fresh processes, in turn.",
         "",
         *table(["", "warm cache", "cold cache"], rows),
+        *([said.format(**later), ""] if later else []),
     ]
 
 

@@ -27,15 +27,17 @@ def finite_array(name: str, value: Any, shape: Sequence[str | int]) -> NDArray[n
         raise ValueError(
             f"{name} must be a real array of shape {_shape(shape)}; got {value!r:.80} ({error})"
         ) from error
-    fits = array.ndim == len(shape)
-    for have, want in zip(array.shape, shape, strict=False):
-        fits &= have == want if isinstance(want, int) else have > 0
-    if not fits:
+    if array.ndim != len(shape) or not all(map(_fits, array.shape, shape)):
         raise ValueError(f"{name} must have shape {_shape(shape)}; got {array.shape}")
-    if not math.isfinite(array.sum()) and not np.isfinite(array).all():  # the sum is the faster look
+    # the sum of the squares is the faster look
+    if not math.isfinite(np.vdot(array, array)) and not np.isfinite(array).all():
         bad = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise ValueError(f"{name} must be finite; {name}[{', '.join(map(str, bad))}] is {array[bad]}")
     return array
+
+
+def _fits(have: int, want: str | int) -> bool:
+    return have == want if isinstance(want, int) else have > 0
 
 
 def _shape(shape: Sequence[str | int]) -> str:
@@ -58,7 +60,8 @@ def plain_array(name: str, value: Any, wanted: str) -> NDArray[Any]:
 
 
 def _real(name: str, value: Any, wanted: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    real = type(value) is float or (isinstance(value, Real) and not isinstance(value, bool))
+    if not real or not math.isfinite(value):
         raise ValueError(f"{name} must be {wanted}; got {value!r}")
     return float(value)
 
@@ -86,9 +89,17 @@ def non_negative(name: str, value: Any) -> float:
 
 def positive_int(name: str, value: Any) -> int:
     """A whole number, one or above."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+    whole = type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
+    if not whole or value < 1:
         raise ValueError(f"{name} must be a whole number >= 1; got {value!r}")
     return int(value)
+
+
+def boolean(name: str, value: Any) -> bool:
+    """True or False."""
+    if type(value) is not bool and not isinstance(value, np.bool_):
+        raise ValueError(f"{name} must be True or False; got {value!r:.80}")
+    return bool(value)
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:

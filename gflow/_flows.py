@@ -10,7 +10,7 @@ import numpy as np
 
 from gflow._memory import available_memory, refuse_if_too_large
 from gflow._run import Array, Watch, versions
-from gflow.kernels import explicit, lossclock, piecewise, stiff, tableaus
+from gflow.kernels import abi, explicit, lossclock, piecewise, stiff, tableaus
 from gflow.limit import NEXT_LOOK, Seeker, of_piecewise
 from gflow.objective import Objective
 from gflow.trajectory import Events, Limit, Methods, Status, Steps
@@ -21,6 +21,7 @@ METHODS = (*EXPLICIT, "bdf")
 _PATTERN = ("mode", "numbers", "share", "rate", "scales")
 _HISTORY_BLOCK = 4096
 _DENSE_BLOCK_BYTES = 2**25
+_NO_DENSE = np.empty((0, 2)), np.empty((0, 1, 1))
 # So few numbers t within the time in which the state changes by its own size are too few for steps.
 _COARSE = 1e4
 
@@ -31,10 +32,10 @@ def begin(
 ) -> Flow:  # fmt: skip
     """A run at its start, or where ``before``, the state of a trajectory, has left it."""
     tableau = EXPLICIT[pair(method, rtol)]()
-    if before is None:
-        state = explicit.new_state(theta, 0.0, tableau)
-    else:
-        state = explicit.State._make(before[name].copy() for name in explicit.State._fields)
+    state = explicit.new_state(theta, 0.0, tableau)
+    if before is not None:
+        for name, array in state._asdict().items():
+            array[:] = before[name]
     state.clock[explicit.REST] = rest
     located = events and hasattr(objective.model, "piecewise")
     kind: type[Flow]
@@ -62,7 +63,8 @@ class Flow:
     ) -> None:  # fmt: skip
         self.objective, self.tableau, self.state, self.times = objective, tableau, state, times
         self.methods = [(float(state.clock[explicit.T]), method)]
-        self.rtol, self.atol = rtol, np.full(objective.size, atol)
+        self.rtol, self.atol = rtol, np.empty(objective.size)
+        self.atol[:] = atol
         refuse_if_too_large("t", "states to be saved", len(times) * (objective.size + 1) * 8)
         self.theta, self.dissipation = np.empty((len(times), objective.size)), np.empty(len(times))
         self.cursor = np.zeros(3, dtype=np.int64)
@@ -80,7 +82,8 @@ class Flow:
         cost = len(tableau.node) * (objective.data.size + objective.work.size + 8 * objective.size + 100)
         self.first_budget = int(min(max(2e7 / cost, 1), 10_000))
         self._new_history()
-        self._new_dense()
+        if dense:
+            self._new_dense()
         if before is not None and dense and state.clock[explicit.H_BEFORE] > 0:
             self._store_dense()
 
@@ -135,12 +138,10 @@ class Flow:
 
     def _new_dense(self) -> None:
         degree, size = self._degree, self.objective.size
-        rows = 0
-        if self.keep_dense:
-            rows = int(np.clip(_DENSE_BLOCK_BYTES // (8 * (degree + 1) * size), 1, 1024))
-            needed, free = 8 * rows * (degree + 1) * size, available_memory()
-            if free is not None and needed > 0.8 * free:
-                raise MemoryError
+        rows = int(np.clip(_DENSE_BLOCK_BYTES // (8 * (degree + 1) * size), 1, 1024))
+        needed, free = 8 * rows * (degree + 1) * size, available_memory()
+        if free is not None and needed > 0.8 * free:
+            raise MemoryError
         self.dense.append((np.empty((rows, 2)), np.zeros((rows, degree + 1, size))))
         self.cursor[explicit.DENSE] = 0
 
@@ -200,17 +201,16 @@ class Flow:
     def output(self) -> explicit.Output:
         """Where the compiled loop writes."""
         times = self.times if self.seen is None else self.times[:-1]
-        return explicit.Output(
-            self.cursor, times, self.theta, self.dissipation, self.history[-1], *self.dense[-1]
-        )
+        dense = self.dense[-1] if self.keep_dense else _NO_DENSE
+        return explicit.Output(self.cursor, times, self.theta, self.dissipation, self.history[-1], *dense)
 
     def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
         return self._compiled(output, budget, max_steps)
 
     def _compiled(self, output: explicit.Output, budget: int, max_steps: int) -> int:
         o = self.objective
-        return explicit.advance(
-            o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, output,
+        return abi.call(
+            explicit.advance, o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, output,
             self.rtol, self.atol, budget, max_steps,
         )  # fmt: skip
 
@@ -261,7 +261,7 @@ class Flow:
     def result(self, outcome: Status, watch: Watch) -> dict[str, Any]:
         """The fields of the trajectory as far as it has come."""
         t, theta, dissipation = self.reached()
-        counters = self.state.counters
+        counters = self.state.counters.tolist()
         if self.over_kinks:
             outcome = replace(outcome, message=f"{outcome.message} Kinks were not located (events=False).")
         history = self.history[-1][: self.cursor[explicit.HISTORY]]
@@ -273,17 +273,17 @@ class Flow:
             k = self.cursor[explicit.DENSE]
             kept = [*self.dense[:-1], (times[:k], coefficients[:k])]
             dense = np.concatenate([a for a, _ in kept]), np.concatenate([b for _, b in kept])
-        k = int(counters[explicit.CHECKPOINTS])
+        k = counters[explicit.CHECKPOINTS]
         checkpoints = self.state.checkpoint_times[:k], self.state.checkpoints[:k]
         counts = {
-            "accepted": int(counters[explicit.ACCEPTED]),
-            "rejected": int(counters[explicit.REJECTED]),
-            "gradients": int(counters[explicit.GRADIENTS]),
+            "accepted": counters[explicit.ACCEPTED],
+            "rejected": counters[explicit.REJECTED],
+            "gradients": counters[explicit.GRADIENTS],
         }
         return {
             "t": t, "theta": theta, "outcome": outcome, "dissipation": dissipation,
             "observed": watch.arrays(len(t)), "counts": counts,
-            "steps": Steps(history[:, 0], history[:, 1], history[:, 2] > 0), "methods": Methods.of(self.methods),
+            "steps": Steps(history[:, 0], history[:, 1], history[:, 2].astype(bool)), "methods": Methods.of(self.methods),
             "limit": self.limit, "dense": dense, "checkpoints": checkpoints, "state": self.state._asdict(),
             "versions": versions(),
         }  # fmt: skip
@@ -333,8 +333,8 @@ class StiffFlow(Flow):
             if wait > 0:
                 return super()._advance(output, min(budget, wait), max_steps)
             self.stiff = stiff.new_stiff(o.size)
-        code: int = stiff.advance(
-            o.gradient_kernel, o.hvp_kernel, o.data, o.dims, o.work, self.tableau, self.state, self.stiff,
+        code: int = abi.call(
+            stiff.advance, o.gradient_kernel, o.hvp_kernel, o.data, o.dims, o.work, self.tableau, self.state, self.stiff,
             output, self.kind, self.rtol, self.atol, max(self.first_budget // 16, 16), budget, max_steps,
         )  # fmt: skip
         numbers = self.stiff.numbers
@@ -392,8 +392,8 @@ class PiecewiseFlow(Flow):
 
     def _compiled(self, output: explicit.Output, budget: int, max_steps: int) -> int:
         o = self.objective
-        return piecewise.advance(
-            o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, output, self.pattern,
+        return abi.call(
+            piecewise.advance, o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, output, self.pattern,
             self.rtol, self.atol, budget, max_steps,
         )  # fmt: skip
 
@@ -481,8 +481,8 @@ class LossClock(Flow):
         )  # fmt: skip
         rest = self.rtol, self.atol, budget, max_steps
         if isinstance(self, PiecewiseFlow):
-            return lossclock.advance_piecewise(*common, self.pattern, *rest)
-        return lossclock.advance(*common, *rest)
+            return abi.call(lossclock.advance_piecewise, *common, self.pattern, *rest)
+        return abi.call(lossclock.advance, *common, *rest)
 
     def _outcome(self, code: int, max_steps: int) -> Status:
         if code == lossclock.SETTLED:

@@ -160,13 +160,15 @@ def drive(run: Any, watch: Watch, max_steps: int, progress: bool) -> Status:
                         break
                 began, before = time.perf_counter(), run.steps
                 outcome = run.advance(budget, max_steps)
-                watch.observe(run.theta[: run.saved])
-                if watch.stop is None and run.steps > before:
+                if watch.observers:
+                    watch.observe(run.theta[: run.saved])
+                if outcome is None and watch.stop is None and run.steps > before:
                     pace = (run.steps - before) / max(time.perf_counter() - began, 1e-6)
                     budget = max(1, int(_CHUNK_SECONDS * pace))
                 if progress:
                     shown.update(run.done, run.note())
-            watch.observe(run.reached()[1])
+            if watch.observers:
+                watch.observe(run.reached()[1])
             interrupts.check()
     except KeyboardInterrupt:
         with suppress(KeyboardInterrupt):  # a second one leaves the rest unobserved
@@ -238,18 +240,14 @@ def same_run(objective: Objective, theta0: ArrayLike | None, start: Any) -> Arra
     return first
 
 
-def _widest(objective: Objective) -> int:
-    return int(max(objective.dims.tolist(), default=0))
-
-
 def _multiplications(objective: Objective) -> int:
     """A bound on the multiplications of one matrix product: every parameter with every column."""
-    return objective.size * _widest(objective)
+    return objective.size * objective.widest
 
 
 def blas_pays(objective: Objective) -> bool:
     """Whether the products are so large that more threads of BLAS pay (measured on square ones: above 512)."""
-    return _widest(objective) > 512 and _multiplications(objective) > 512**3
+    return objective.widest > 512 and _multiplications(objective) > 512**3
 
 
 def hold_blas(objective: Objective, to_limit: bool = False) -> AbstractContextManager[Any]:

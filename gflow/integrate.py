@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from math import exp, isfinite, log
+from math import exp, isfinite, isinf, log
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gflow import trajectory as _trajectory
-from gflow._check import finite_array, one_of, positive, positive_int
+from gflow._check import boolean, finite_array, one_of, positive, positive_int
 from gflow._flows import METHODS, begin, pair
 from gflow._run import (
     Array,
@@ -151,9 +151,7 @@ def flow(
     potential = _potential(objective, one_of("clock", clock, ("time", "loss")))
     one_of("coords", coords, ("plain", "log"))
     max_steps = positive_int("max_steps", max_steps)
-    for name, value in (("events", events), ("dense", dense)):
-        if not isinstance(value, bool | np.bool_):
-            raise ValueError(f"{name} must be True or False; got {value!r:.80}")
+    events, dense = boolean("events", events), boolean("dense", dense)
     if dense and clock == "loss":
         raise ValueError("dense must be False with clock='loss': give the values of log(1/L) to save in t")
     observers = parse_observers(observe)
@@ -179,7 +177,7 @@ def flow(
     if start is None:
         if atol is None:
             atol = 0.1 * rtol if chart is not None else float(default_atols(objective, theta[None], rtol)[0])
-        method = chosen_method(potential, method, rtol, bool(events), clock)
+        method = chosen_method(potential, method, rtol, events, clock)
     atol = positive("atol", atol)
     if events and hasattr(model, "piecewise") and not model.piecewise:
         raise ValueError(
@@ -187,21 +185,20 @@ def flow(
         )
     origin = 0.0 if clock == "time" else -potential.loss(theta)
     times = check_times(t, origin if start is None else float(start.t[-1]), start, clock)
-    to_limit = bool(np.isinf(times[-1]))
+    to_limit = isinf(times[-1])
     if to_limit and chart is not None and not theta.any():
         raise ValueError(
             "coords must be 'plain' where t ends with inf and theta0 is zero, which stays there while its logarithms move; got 'log'"
         )
     if to_limit:
-        _check_limit(potential, rest, bool(events), coords)
+        _check_limit(potential, rest, events, coords)
     if clock == "time" and objective.has("log_escape"):
         log_time, log_pace = model.log_escape(problem, theta)
         _check_escape(log_time, log_pace, float(times[-1]))
     part = FIRST_LOOK if to_limit else (rest or 0.0)
     first = theta if chart is None else chart.start
-    if not type(model).__module__.startswith("gflow."):
-        potential.gradient(first)  # what is wrong with a user's kernel shows here: compiled code cannot raise
-    run = begin(potential, method, first, times, rtol, atol, bool(events), dense, part, before, clock)
+    potential.try_gradient(first)
+    run = begin(potential, method, first, times, rtol, atol, events, dense, part, before, clock)
     if chart is not None:
         run.rtol = sys.float_info.epsilon  # logarithms have no scale but one
     watch = Watch(objective, observers, stop, run.now, chart)
@@ -291,7 +288,7 @@ def check_times(t: ArrayLike, origin: float, start: Trajectory | None, clock: st
     times = np.array(t, dtype=np.float64) if forever else finite_array("t", t, ("T",))
     if clock == "time" and times[0] < 0:
         raise ValueError(f"t must be >= 0; t[0] is {times[0]:g}")
-    if not (times[1:] > times[:-1]).all():
+    if np.count_nonzero(times[1:] > times[:-1]) < len(times) - 1:
         i = int(np.flatnonzero(np.diff(times) <= 0)[0])
         raise ValueError(
             f"t must increase; t[{i}] = {times[i]:g} is followed by t[{i + 1}] = {times[i + 1]:g}"
@@ -364,9 +361,8 @@ def _check_escape(log_time: float, log_pace: float, end: float) -> None:
 
 def default_atols(objective: Objective, thetas: Array, rtol: float) -> Array:
     """The default atol (R,) of runs from each row of ``thetas`` (R, P)."""
-    slices = objective.model.blocks() if objective.has("blocks") else [slice(None)]
-    blocks, out = np.array([block.indices(objective.size) for block in slices]), np.empty(len(thetas))
-    ensembles.default_atols(thetas, blocks, rtol, sys.float_info.min, out)
+    out = np.empty(len(thetas))
+    ensembles.default_atols(thetas, objective.blocks, rtol, sys.float_info.min, out)
     return out
 
 

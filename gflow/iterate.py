@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gflow._check import finite_array, generator, one_of, plain_array, positive, positive_int
+from gflow._check import boolean, finite_array, generator, one_of, plain_array, positive, positive_int
 from gflow._memory import refuse_if_too_large
 from gflow._run import (
     Array,
@@ -23,7 +23,7 @@ from gflow._run import (
     trajectory_or_none,
     versions,
 )
-from gflow.kernels import descent
+from gflow.kernels import abi, descent
 from gflow.models.base import BatchArguments
 from gflow.objective import Objective
 from gflow.trajectory import Status, Trajectory
@@ -122,9 +122,7 @@ def descend(
         options = Options.of(objective, _continued(given, sizes, n_steps, start))
         state = descent.new_state(start.state["theta"], int(start.state["step"][0]), options.rule.optimizer)
         state.moments[:] = start.state["moments"]
-    objective.gradient(
-        state.theta
-    )  # what is wrong with a user's kernel shows here: compiled code cannot raise
+    objective.try_gradient(state.theta)
     run = _Descent(objective, options, state, sizes, n_steps, save_every)
     watch = Watch(objective, observers, stop, run.now)
     spec = {
@@ -234,11 +232,10 @@ class Options(NamedTuple):
             beta, beta_square = (_share(f"betas[{i}]", b) for i, b in enumerate(betas))
             given["betas"] = beta, beta_square
             eps = given["eps"] = positive("eps", given["eps"])
-        if not isinstance(given["replacement"], bool | np.bool_):
-            raise ValueError(f"replacement must be True or False; got {given['replacement']!r:.80}")
-        given["replacement"] = bool(given["replacement"])
+        given["replacement"] = boolean("replacement", given["replacement"])
         batch = None
-        generator("rng", given["rng"])
+        if given["rng"] is not None:
+            generator("rng", given["rng"])
         if given["batch_size"] is not None:
             batch = _batch_arguments(objective, given["batch_size"])
             given["batch_size"] = int(given["batch_size"])
@@ -307,7 +304,7 @@ def _batch_arguments(objective: Objective, batch_size: Any) -> BatchArguments:
     if size > count:
         raise ValueError(f"batch_size must be at most the number of samples, {count}; got {size}")
     made = BatchArguments(
-        int(count), np.array(samples, dtype=np.float64).ravel(), np.array(table, dtype=np.int64).reshape(-1, 4),
+        int(count), np.array(samples, dtype=np.float64).ravel(), np.array(table, dtype=np.int64, order="C").reshape(-1, 4),
         np.array(data, dtype=np.float64).ravel(), np.array(dims, dtype=np.int64).ravel(), int(work_size),
     )  # fmt: skip
     here, there, numbers, _ = made.table.T
@@ -321,7 +318,9 @@ def saved_steps(first: int, n_steps: int, every: int, each: int) -> Any:
     """The steps (S,) after which the state is saved, if S times ``each`` bytes are to be had."""
     rows = -(-(n_steps - first) // every) + 1
     refuse_if_too_large("save_every", "states to be saved", rows * (each + 8))
-    return np.append(np.arange(first, n_steps, every), n_steps)
+    at = first + every * np.arange(rows)
+    at[-1] = n_steps
+    return at
 
 
 def times(sizes: Array) -> Callable[[Any], Any]:
@@ -391,8 +390,8 @@ class _Descent(Stepped):
         return float(self.times(self.steps))
 
     def advance(self, budget: int, max_steps: int) -> Status | None:
-        code = descent.advance(
-            self.objective.gradient_kernel, *self.arguments, self.state, self.options.rule, self.batches,
+        code = abi.call(
+            descent.advance, self.objective.gradient_kernel, *self.arguments, self.state, self.options.rule, self.batches,
             self.sizes, self.theta, self.first, self.every, self.n_steps, budget,
         )  # fmt: skip
         return outcome_of(code, self.steps, self.n_steps, self.sizes, self.options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -31,20 +32,25 @@ class Objective:
     """
 
     def __init__(self, model: Any, problem: Any) -> None:
-        for name in ("size", "gradient", "kernel_arguments"):
-            if not hasattr(model, name):
-                raise ValueError(
-                    f"model must have {name!r}; {type(model).__name__} has not (see gflow.models.base.Model)"
-                )
-        if isinstance(model, type):
-            raise ValueError(f"model must be an object, as {model.__name__}(...) makes it; got the class")
-        self.model = model
-        self.problem = problem
-        self.size = int(model.size)
-        data, dims, work_size = _kernel_arguments(model, problem)
-        self.data, self.dims = data, dims
-        self.work = np.zeros(work_size)
-        self.weight_decay = float(getattr(problem, "weight_decay", 0.0))
+        view = _view(model, problem)
+        self.model, self.problem, self._view = model, problem, view
+        self.size, self.data, self.dims = view.size, view.data, view.dims
+        self.work = np.zeros(view.work_size)
+
+    @property
+    def weight_decay(self) -> float:
+        """Coefficient μ of the penalty in the loss."""
+        return float(getattr(self.problem, "weight_decay", 0.0))
+
+    @property
+    def blocks(self) -> NDArray[np.int64]:
+        """Start, stop and step (B, 3) of the slices of the parameters that are of one size each."""
+        return self._view.blocks
+
+    @property
+    def widest(self) -> int:
+        """A bound on the sides of the matrices in the kernels."""
+        return self._view.widest
 
     @cached_property
     def gradient_kernel(self) -> abi.Kernel:
@@ -99,6 +105,11 @@ class Objective:
         out = np.empty(self.size)
         self.gradient_kernel.call(0.0, self.check_theta(theta), self.data, self.dims, self.work, out)
         return out
+
+    def try_gradient(self, theta: Array) -> None:
+        """Call a user's gradient once, so that what is wrong with it shows: compiled code cannot raise."""
+        if not type(self.model).__module__.startswith("gflow."):
+            self.gradient(theta)
 
     def hvp(self, theta: ArrayLike, v: ArrayLike) -> Array:
         """Hessian at parameters (P,) times v (P,)."""
@@ -169,28 +180,58 @@ class Objective:
         return np.asarray(np.sort(values)[::-1], dtype=np.float64)
 
 
-def _kernel_arguments(model: Any, problem: Any) -> tuple[Array, NDArray[np.int64], int]:
-    """A model's packed view of a problem; kept on a gflow problem, which never changes."""
-    kept = getattr(problem, "_kernel_arguments", None)
+class _View:
+    """What all objectives of one model on one problem share."""
+
+    def __init__(self, model: Any, problem: Any) -> None:
+        for name in ("size", "gradient", "kernel_arguments"):
+            if not hasattr(model, name):
+                raise ValueError(
+                    f"model must have {name!r}; {type(model).__name__} has not (see gflow.models.base.Model)"
+                )
+        if isinstance(model, type):
+            raise ValueError(f"model must be an object, as {model.__name__}(...) makes it; got the class")
+        self.model, self.size = model, int(model.size)
+        made = model.kernel_arguments(problem)
+        try:
+            data, dims, work_size = made
+            usable = int(work_size) >= 0
+        except (TypeError, ValueError):
+            usable = False
+        if not usable:
+            raise ValueError(
+                f"model.kernel_arguments must return data, dims and the length >= 0 of work; got {made!r:.80}"
+            )
+        self.data = np.array(data, dtype=np.float64).ravel()
+        self.dims = np.array(dims, dtype=np.int64).ravel()
+        self.work_size = int(work_size)
+
+    @cached_property
+    def blocks(self) -> NDArray[np.int64]:
+        listed = getattr(self.model, "blocks", None)
+        slices = [slice(None)] if listed is None else listed()
+        return np.array([block.indices(self.size) for block in slices])
+
+    @cached_property
+    def widest(self) -> int:
+        return int(max(self.dims.tolist(), default=0))
+
+
+def _view(model: Any, problem: Any) -> _View:
+    """A model's view of a problem; kept on a gflow problem, which never changes, for a model that is its fields.
+
+    That is a frozen dataclass whose fields can be hashed: an array, say, might change.
+    """
+    kept = getattr(problem, "_views", None)
     if kept:
         try:
             return kept[model]
         except (KeyError, TypeError):
             pass
-    made = model.kernel_arguments(problem)
-    try:
-        data, dims, work_size = made
-        usable = int(work_size) >= 0
-    except (TypeError, ValueError):
-        usable = False
-    if not usable:
-        raise ValueError(
-            f"model.kernel_arguments must return data, dims and the length >= 0 of work; got {made!r:.80}"
-        )
-    data = np.array(data, dtype=np.float64).ravel()
-    dims = np.array(dims, dtype=np.int64).ravel()
-    frozen = getattr(type(model), "__dataclass_params__", None)
-    if isinstance(kept, dict) and frozen is not None and frozen.frozen:  # others may change
+    made = _View(model, problem)
+    kind = getattr(type(model), "__dataclass_params__", None)
+    if isinstance(kept, dict) and kind is not None and kind.frozen and kind.eq:
         kept.clear()  # one model at a time: the packed data may be large
-        kept[model] = data, dims, int(work_size)
-    return data, dims, int(work_size)
+        with suppress(TypeError):
+            kept[model] = made
+    return made

@@ -79,7 +79,6 @@ class Problem:
             if isinstance(value, np.ndarray):
                 value.setflags(write=False)
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "_kernel_arguments", {})
         if self.logarithm:
             self._check_logarithm()
 
@@ -263,6 +262,11 @@ class Problem:
     def samples(self) -> int | None:
         """Number of samples n or of measurements m; None for factorization and completion."""
         return None if self.X is None else len(self.X)
+
+    @cached_property
+    def _views(self) -> dict[Any, Any]:
+        """Where objectives keep what they pack of this problem; a property, so that it is none of its state."""
+        return {}
 
     @cached_property
     def second_moment(self) -> Array:

@@ -71,7 +71,8 @@ class Methods(NamedTuple):
     @classmethod
     def of(cls, table: list[tuple[float, str]]) -> Methods:
         """From pairs of time and name."""
-        return cls(np.array([t for t, _ in table]), np.array([name for _, name in table]))
+        times, names = zip(*table, strict=True)
+        return cls(np.array(times), np.array(names))
 
 
 class Events(NamedTuple):
