@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from gflow.kernels import exponentials
 from gflow.kernels.abi import kernel
 
 SQUARE, LOGISTIC, EXPONENTIAL, SOFTMAX, LOG_LOGISTIC, LOG_EXPONENTIAL, LOG_SOFTMAX = range(7)
 
-# Margin from which on log(1 + e^-m) is e^-m to the last bit, and the exponent below which e^x is nothing.
-_LARGE, _NOTHING = 40.0, -700.0
+# Margin from which on log(1 + e^-m) is e^-m to the last bit.
+_LARGE = 40.0
 
 
 @kernel
@@ -41,40 +42,82 @@ def _others(right, k, n, work, f, i):
     total = 0.0
     for a in range(k):
         if a != right:
-            total += _exp(work[f + a * n + i] - top)
+            total += exponentials.exp(work[f + a * n + i] - top)
     return top, total
 
 
 @kernel
-def _margin(code, k, n, data, y, work, f, i):
-    """Margin of sample i."""
-    if code != LOG_SOFTMAX:
-        return data[y + i] * work[f + i]
+def _margin(k, n, data, y, work, f, i):
+    """Margin of sample i, of two classes or more."""
     right = _class(k, n, data, y, i)
     top, total = _others(right, k, n, work, f, i)
     return (work[f + right * n + i] - top) - np.log(total)
 
 
 @kernel
-def _exp(x):
-    """e^x; libraries are slow where it underflows."""
-    return np.exp(x) if x > _NOTHING else 0.0
+def _lowest(k, n, data, y, work, f):
+    """The smallest margin, of two classes or more."""
+    low = np.inf
+    for i in range(n):
+        low = min(low, _margin(k, n, data, y, work, f, i))
+    return low
+
+
+@kernel(forceinline=True, fastmath={"contract"})
+def _small(m):
+    """log(1 + e^-m)."""
+    return exponentials.log1p(exponentials.exp(-abs(m))) + max(-m, 0.0)
+
+
+@kernel(forceinline=True, fastmath={"contract"})
+def _pull(m):
+    """-l'(m) of the logistic loss."""
+    u = exponentials.exp(-abs(m))
+    return (u if m > 0.0 else 1.0) / (1.0 + u)
 
 
 @kernel(forceinline=True)
-def _log1p(u):
-    """log(1 + u) for 0 <= u <= 1, to rounding (Kahan): the library's log1p takes three times as long as its log."""
-    w = 1.0 + u
-    return u if w == 1.0 else np.log(w) * (u / (w - 1.0))
-
-
-@kernel
-def _lowest(code, k, n, data, y, work, f):
-    """The smallest margin."""
+def _lowest_of_one(n, data, y, work, f):
+    """The smallest margin, of one output a sample."""
     low = np.inf
     for i in range(n):
-        low = min(low, _margin(code, k, n, data, y, work, f, i))
+        low = min(low, data[y + i] * work[f + i])
     return low
+
+
+@kernel(forceinline=True, fastmath={"reassoc", "contract"})
+def _total_of_one(far, low, n, data, y, work, f):
+    """Sum of the losses, e^low times that where ``far``, of one output a sample, in vector registers.
+
+    The views tell the compiler that no index is negative, without which it makes no vectors.
+    """
+    labels, outputs, total = data[y : y + n], work[f : f + n], 0.0
+    if far:
+        for i in range(n):
+            total += exponentials.exp(low - labels[i] * outputs[i])
+    else:
+        for i in range(n):
+            total += _small(labels[i] * outputs[i])
+    return total
+
+
+@kernel(forceinline=True, fastmath={"reassoc", "contract"})
+def _pulls_of_one(far, low, n, data, y, work, f, out):
+    """The derivative of the logarithm of the sum of the losses, of one output a sample."""
+    labels, outputs, slopes, total = data[y : y + n], work[f : f + n], work[out : out + n], 0.0
+    if far:
+        for i in range(n):
+            pull = exponentials.exp(low - labels[i] * outputs[i])
+            total += pull
+            slopes[i] = labels[i] * pull
+    else:
+        for i in range(n):
+            m = labels[i] * outputs[i]
+            total += _small(m)
+            slopes[i] = labels[i] * _pull(m)
+    scale = -1.0 / total
+    for i in range(n):
+        slopes[i] *= scale
 
 
 @kernel
@@ -88,11 +131,16 @@ def value(code, factor, k, n, data, y, work, f):
     """The loss, or its logarithm."""
     total = 0.0
     if code >= LOG_LOGISTIC:
-        low = _lowest(code, k, n, data, y, work, f)
-        far = code == LOG_EXPONENTIAL or low > _LARGE  # every loss is e^-m
-        for i in range(n):
-            m = _margin(code, k, n, data, y, work, f, i)
-            total += _exp(low - m) if far else _log1p(_exp(-abs(m))) + max(-m, 0.0)
+        if code != LOG_SOFTMAX:
+            low = _lowest_of_one(n, data, y, work, f)
+            far = code == LOG_EXPONENTIAL or low > _LARGE  # every loss is e^-m
+            total = _total_of_one(far, low, n, data, y, work, f)
+        else:
+            low = _lowest(k, n, data, y, work, f)
+            far = low > _LARGE
+            for i in range(n):
+                m = _margin(k, n, data, y, work, f, i)
+                total += exponentials.exp(low - m) if far else _small(m)
         return np.log(factor * total) - (low if far else 0.0)
     if code == SQUARE:
         for i in range(k * n):
@@ -159,27 +207,23 @@ def derivative(code, factor, k, n, data, y, work, f, out):
 @kernel
 def _log_derivative(code, k, n, data, y, work, f, out):
     """Derivative of the logarithm of the loss: each sample's pull -l'(m) over the sum of the losses."""
-    total, low = 0.0, _lowest(code, k, n, data, y, work, f)
-    far = code == LOG_EXPONENTIAL or low > _LARGE  # every loss is e^-m
+    if code != LOG_SOFTMAX:
+        low = _lowest_of_one(n, data, y, work, f)
+        far = code == LOG_EXPONENTIAL or low > _LARGE  # every loss is e^-m
+        _pulls_of_one(far, low, n, data, y, work, f, out)
+        return
+    total, low = 0.0, _lowest(k, n, data, y, work, f)
+    far = low > _LARGE
     for i in range(n):
-        m = _margin(code, k, n, data, y, work, f, i)
-        if far:
-            pull = _exp(low - m)
-            total += pull
-        else:
-            u = _exp(-abs(m))
-            total += _log1p(u) + max(-m, 0.0)
-            pull = (u if m > 0.0 else 1.0) / (1.0 + u)
-        work[out + i] = pull
+        m = _margin(k, n, data, y, work, f, i)
+        work[out + i] = exponentials.exp(low - m) if far else _pull(m)
+        total += work[out + i] if far else _small(m)
     for i in range(n):
         pull = work[out + i] / total
-        if code != LOG_SOFTMAX:
-            work[out + i] = -pull * data[y + i]
-            continue
         right = _class(k, n, data, y, i)
         highest, others = _others(right, k, n, work, f, i)
         for a in range(k):
-            work[out + a * n + i] = pull * _exp(work[f + a * n + i] - highest) / others
+            work[out + a * n + i] = pull * exponentials.exp(work[f + a * n + i] - highest) / others
         work[out + right * n + i] = -pull
 
 
@@ -215,7 +259,8 @@ def _log_tangent(code, k, n, data, y, work, f, d, df, out):
     for i in range(k * n):
         total += work[d + i] * work[df + i]
     for i in range(n):
-        bend = _bend(code, _margin(code, k, n, data, y, work, f, i))
+        m = _margin(k, n, data, y, work, f, i) if code == LOG_SOFTMAX else data[y + i] * work[f + i]
+        bend = _bend(code, m)
         if code != LOG_SOFTMAX:
             slope = work[d + i]
             work[out + i] = abs(slope) * bend * work[df + i] - slope * total
