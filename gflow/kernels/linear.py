@@ -122,6 +122,16 @@ def _residual_tangent(work, p, d, q, e, data, dims, rest):
             work[e + i] = scale * work[q + i]
 
 
+@kernel(forceinline=True)
+def _decay(theta, data):
+    """Loss of the weight decay."""
+    square = 0.0
+    if data[1] != 0.0:
+        for i in range(theta.size):
+            square += theta[i] * theta[i]
+    return 0.5 * data[1] * square
+
+
 @kernel
 def _output_loss(theta, work, p, data, dims, rest):
     """Loss of the output that stands in ``work`` at p, with the weight decay."""
@@ -147,13 +157,7 @@ def _output_loss(theta, work, p, data, dims, rest):
         target = _HEADER + (inputs * m if objective == SAMPLES else 0)
         for i in range(size):
             total += (work[p + i] - data[target + i]) ** 2
-    total = factor * total + data[2]
-    if data[1] != 0.0:
-        square = 0.0
-        for i in range(theta.size):
-            square += theta[i] * theta[i]
-        total += 0.5 * data[1] * square
-    return total
+    return factor * total + data[2] + _decay(theta, data)
 
 
 @kernel(forceinline=True)
@@ -221,10 +225,11 @@ def _rows_from_top(theta, dims, work):
 def loss(t, theta, data, dims, work):
     """Loss of a deep linear network."""
     if _one_output(theta, dims):
-        row = _rows_from_top(theta, dims, work)
-        p = row + dims[1]
-        times_transposed(data, _HEADER, work, row, work, p, dims[1], dims[3])
-        return _output_loss(theta, work, p, data, dims, p + dims[3])
+        row, inputs, samples = _rows_from_top(theta, dims, work), dims[1], dims[3]
+        labels, p = _HEADER + inputs * samples, row + inputs
+        times_transposed(data, _HEADER, work, row, work, p, inputs, samples)
+        total = losses.value(dims[0] - SAMPLES, data[0], 1, samples, data, labels, work, p)
+        return total + data[2] + _decay(theta, data)
     end = _forward(theta, data, dims, work)
     return _output_loss(theta, work, end - dims[2] * _columns(dims), data, dims, end)
 
@@ -353,7 +358,8 @@ def _gradient_of_one_output(theta, data, dims, work, out):
     p = row + inputs
     d, below = p + samples, p + 2 * samples
     times_transposed(data, _HEADER, work, row, work, p, inputs, samples)
-    _residual_derivative(work, p, d, data, dims, below)
+    labels = _HEADER + inputs * samples
+    losses.derivative(dims[0] - SAMPLES, data[0], 1, samples, data, labels, work, p, d)
     if depth == 1:
         times(data, _HEADER, work, d, out, 0, inputs, samples)
     else:

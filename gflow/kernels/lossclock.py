@@ -72,14 +72,14 @@ def new_clock(levels: Floats, level: float, degree: int) -> Clock:
     return Clock(numbers, np.zeros(max(degree, 3)), levels, np.empty(len(levels)), np.empty(len(levels)))
 
 
-@kernel
+@kernel(forceinline=True)
 def _log_add(a, b):
     """log(e^a + e^b)."""
     top, low = max(a, b), min(a, b)
     return top if low == -np.inf else top + np.log1p(np.exp(low - top))
 
 
-@kernel
+@kernel(forceinline=True)
 def _at(rise, x):
     """The rise of l up to the part x of the last step."""
     total = 0.0
@@ -88,7 +88,7 @@ def _at(rise, x):
     return total
 
 
-@kernel
+@kernel(forceinline=True)
 def _steepness(rise, x):
     """Derivative of the rise of l by the part x of the last step."""
     slope = 0.0
@@ -97,7 +97,7 @@ def _steepness(rise, x):
     return slope
 
 
-@kernel
+@kernel(forceinline=True)
 def _rise(gradient, data, dims, work, tableau, state, clock, rtol):
     """Coefficients of l over the last step: the interpolant of the dissipation.
 
@@ -129,7 +129,7 @@ def _rise(gradient, data, dims, work, tableau, state, clock, rtol):
             rise[d] += h * tableau.interpolant[j, d] * slopes[j]
 
 
-@kernel
+@kernel(forceinline=True)
 def _log_time(rise, h, x):
     """Logarithm of h times the integral of e^(l - l(x)) from 0 to the part x of the step."""
     end, total, high = _at(rise, x), 0.0, x
@@ -145,20 +145,20 @@ def _log_time(rise, h, x):
     return np.log(h * total)
 
 
-@kernel
+@kernel(forceinline=True)
 def _time_at(clock, h, x, level):
     """log t at the part x of the last step, where l = ``level``."""
     passed = level + _log_time(clock.rise, h, x) if x > 0.0 else -np.inf
     return _log_add(clock.numbers[LOG_TIME_BEFORE], passed)
 
 
-@kernel
+@kernel(forceinline=True)
 def _part(state):
     """The part of the last step that was kept: events cut it short."""
     return min((state.clock[T] - state.clock[T_BEFORE]) / state.clock[H_BEFORE], 1.0)
 
 
-@kernel
+@kernel(forceinline=True)
 def _tick(gradient, loss, data, dims, work, tableau, state, output, clock, rtol, atol, taken, rows):
     """Bring l, log t and the history to what the other loop has done; whether log L has settled."""
     numbers, times = clock.numbers, state.clock

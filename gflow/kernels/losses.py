@@ -85,39 +85,90 @@ def _lowest_of_one(n, data, y, work, f):
     return low
 
 
-@kernel(forceinline=True, fastmath={"reassoc", "contract"})
-def _total_of_one(far, low, n, data, y, work, f):
-    """Sum of the losses, e^low times that where ``far``, of one output a sample, in vector registers.
+@kernel(forceinline=True, fastmath={"contract"})
+def _powers(shift, n, data, y, work, f, out):
+    """Write e^(shift - m) to out, or for NaN e^-|m|, of one output a sample; out may be f.
 
     The views tell the compiler that no index is negative, without which it makes no vectors.
     """
-    labels, outputs, total = data[y : y + n], work[f : f + n], 0.0
-    if far:
+    labels, outputs, powers = data[y : y + n], work[f : f + n], work[out : out + n]
+    if shift == shift:
         for i in range(n):
-            total += exponentials.exp(low - labels[i] * outputs[i])
+            powers[i] = exponentials.exp(shift - labels[i] * outputs[i])
     else:
         for i in range(n):
-            total += _small(labels[i] * outputs[i])
+            powers[i] = exponentials.exp(-abs(labels[i] * outputs[i]))
+
+
+@kernel(forceinline=True)
+def _sum(n, work, u):
+    """Sum of n numbers of ``work``, from u on."""
+    a, b, c, d, i = 0.0, 0.0, 0.0, 0.0, u
+    while i + 4 <= u + n:
+        a += work[i]
+        b += work[i + 1]
+        c += work[i + 2]
+        d += work[i + 3]
+        i += 4
+    while i < u + n:
+        a += work[i]
+        i += 1
+    return (a + b) + (c + d)
+
+
+@kernel(forceinline=True, fastmath={"contract"})
+def _sum_of_logarithms(n, work, u):
+    """Sum of log(1 + x) over n numbers of [0, 1], from u on: the logarithm of a product, for 256 of them in one go.
+
+    What is carried is the product less 1, in terms that are all positive, so that tiny numbers keep their digits.
+    """
+    total = 0.0
+    for first in range(u, u + n, 256):
+        a, b, c, d, i, end = 0.0, 0.0, 0.0, 0.0, first, min(first + 256, u + n)
+        while i + 4 <= end:
+            a += work[i] + a * work[i]
+            b += work[i + 1] + b * work[i + 1]
+            c += work[i + 2] + c * work[i + 2]
+            d += work[i + 3] + d * work[i + 3]
+            i += 4
+        while i < end:
+            a += work[i] + a * work[i]
+            i += 1
+        a += b + a * b
+        c += d + c * d
+        total += exponentials.log1p(a + (c + a * c))
     return total
 
 
-@kernel(forceinline=True, fastmath={"reassoc", "contract"})
+@kernel(forceinline=True)
+def _total_of_one(far, low, n, data, y, work, f, u):
+    """Sum of the losses of one output a sample, or where ``far`` e^low times that; leaves the powers at u.
+
+    Where ``far``, every loss is e^-m; else it is log(1 + e^-|m|), and -m more where m < 0.
+    """
+    if far:
+        _powers(low, n, data, y, work, f, u)
+        return _sum(n, work, u)
+    total = 0.0
+    if low < 0.0:
+        for i in range(n):
+            total += max(-data[y + i] * work[f + i], 0.0)
+    _powers(np.nan, n, data, y, work, f, u)
+    return total + _sum_of_logarithms(n, work, u)
+
+
+@kernel(forceinline=True, fastmath={"contract"})
 def _pulls_of_one(far, low, n, data, y, work, f, out):
     """The derivative of the logarithm of the sum of the losses, of one output a sample."""
-    labels, outputs, slopes, total = data[y : y + n], work[f : f + n], work[out : out + n], 0.0
+    scale = -1.0 / _total_of_one(far, low, n, data, y, work, f, out)
+    labels, outputs, slopes = data[y : y + n], work[f : f + n], work[out : out + n]
     if far:
         for i in range(n):
-            pull = exponentials.exp(low - labels[i] * outputs[i])
-            total += pull
-            slopes[i] = labels[i] * pull
+            slopes[i] *= labels[i] * scale
     else:
         for i in range(n):
-            m = labels[i] * outputs[i]
-            total += _small(m)
-            slopes[i] = labels[i] * _pull(m)
-    scale = -1.0 / total
-    for i in range(n):
-        slopes[i] *= scale
+            u = slopes[i]
+            slopes[i] = labels[i] * scale * ((u if labels[i] * outputs[i] > 0.0 else 1.0) / (1.0 + u))
 
 
 @kernel
@@ -130,17 +181,17 @@ def _bend(code, m):
 def value(code, factor, k, n, data, y, work, f):
     """The loss, or its logarithm."""
     total = 0.0
+    if code == LOG_SOFTMAX:
+        low = _lowest(k, n, data, y, work, f)
+        far = low > _LARGE  # every loss is e^-m
+        for i in range(n):
+            m = _margin(k, n, data, y, work, f, i)
+            total += exponentials.exp(low - m) if far else _small(m)
+        return np.log(factor * total) - (low if far else 0.0)
     if code >= LOG_LOGISTIC:
-        if code != LOG_SOFTMAX:
-            low = _lowest_of_one(n, data, y, work, f)
-            far = code == LOG_EXPONENTIAL or low > _LARGE  # every loss is e^-m
-            total = _total_of_one(far, low, n, data, y, work, f)
-        else:
-            low = _lowest(k, n, data, y, work, f)
-            far = low > _LARGE
-            for i in range(n):
-                m = _margin(k, n, data, y, work, f, i)
-                total += exponentials.exp(low - m) if far else _small(m)
+        low = _lowest_of_one(n, data, y, work, f)
+        far = code == LOG_EXPONENTIAL or low > _LARGE
+        total = _total_of_one(far, low, n, data, y, work, f, f)  # nobody needs the outputs any more
         return np.log(factor * total) - (low if far else 0.0)
     if code == SQUARE:
         for i in range(k * n):
@@ -177,8 +228,12 @@ def _top(k, n, work, f, i):
 @kernel
 def derivative(code, factor, k, n, data, y, work, f, out):
     """Derivative by the outputs, to ``work`` at out (k, n)."""
-    if code >= LOG_LOGISTIC:
-        _log_derivative(code, k, n, data, y, work, f, out)
+    if code == LOG_SOFTMAX:
+        _log_softmax_derivative(k, n, data, y, work, f, out)
+    elif code >= LOG_LOGISTIC:
+        low = _lowest_of_one(n, data, y, work, f)
+        far = code == LOG_EXPONENTIAL or low > _LARGE  # every loss is e^-m
+        _pulls_of_one(far, low, n, data, y, work, f, out)
     elif code == SQUARE:
         for i in range(k * n):
             work[out + i] = 2.0 * factor * (work[f + i] - data[y + i])
@@ -205,13 +260,8 @@ def derivative(code, factor, k, n, data, y, work, f, out):
 
 
 @kernel
-def _log_derivative(code, k, n, data, y, work, f, out):
-    """Derivative of the logarithm of the loss: each sample's pull -l'(m) over the sum of the losses."""
-    if code != LOG_SOFTMAX:
-        low = _lowest_of_one(n, data, y, work, f)
-        far = code == LOG_EXPONENTIAL or low > _LARGE  # every loss is e^-m
-        _pulls_of_one(far, low, n, data, y, work, f, out)
-        return
+def _log_softmax_derivative(k, n, data, y, work, f, out):
+    """Derivative of the logarithm of the cross-entropy: each sample's pull -l'(m) over the sum of the losses."""
     total, low = 0.0, _lowest(k, n, data, y, work, f)
     far = low > _LARGE
     for i in range(n):
