@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gflow.kernels import explicit, piecewise
+from gflow.kernels import explicit, exponentials, piecewise
 from gflow.kernels.abi import kernel
 from gflow.kernels.explicit import (
     ACCEPTED,
@@ -76,7 +76,7 @@ def new_clock(levels: Floats, level: float, degree: int) -> Clock:
 def _log_add(a, b):
     """log(e^a + e^b)."""
     top, low = max(a, b), min(a, b)
-    return top if low == -np.inf else top + np.log1p(np.exp(low - top))
+    return top if low == -np.inf else top + exponentials.log1p(exponentials.exp(low - top))
 
 
 @kernel(forceinline=True)
@@ -115,7 +115,7 @@ def _rise(gradient, data, dims, work, tableau, state, clock, rtol):
     for j in range(1, last):
         bend = max(bend, abs(slopes[j] - first - (final - first) * tableau.node[j]))
     bend /= max(first, final)
-    if not state.counters[explicit.EXTRA_DONE] and increment * bend**1.5 <= 0.1 * rtol * (
+    if not state.counters[explicit.EXTRA_DONE] and increment * bend * np.sqrt(bend) <= 0.1 * rtol * (
         1.0 + abs(clock.numbers[LEVEL])
     ):
         rise[0] = h * first
@@ -129,7 +129,7 @@ def _rise(gradient, data, dims, work, tableau, state, clock, rtol):
             rise[d] += h * tableau.interpolant[j, d] * slopes[j]
 
 
-@kernel(forceinline=True)
+@kernel(forceinline=True, fastmath={"reassoc", "contract"})
 def _log_time(rise, h, x):
     """Logarithm of h times the integral of e^(l - l(x)) from 0 to the part x of the step."""
     end, total, high = _at(rise, x), 0.0, x
@@ -140,7 +140,7 @@ def _log_time(rise, h, x):
             width *= 0.5
         low = high - width
         for q in range(_NODES.size):
-            total += width * _WEIGHTS[q] * np.exp(_at(rise, low + width * _NODES[q]) - end)
+            total += width * _WEIGHTS[q] * exponentials.exp(_at(rise, low + width * _NODES[q]) - end)
         high = low
     return np.log(h * total)
 
