@@ -26,7 +26,7 @@ import numpy as np
 
 from gflow.kernels import losses
 from gflow.kernels.abi import kernel
-from gflow.kernels.products import add_transposed, times
+from gflow.kernels.products import add_transposed, times, times_transposed
 
 MOMENTS, SAMPLES = range(2)
 DIFFERENCE, PRODUCT, POWER = range(3)
@@ -45,7 +45,7 @@ def _raise_to(theta, start, d, exponent, work, out):
             work[out + i] *= theta[start + i]
 
 
-@kernel
+@kernel(forceinline=True)
 def _predictor(theta, dims, work):
     """Write beta to ``work`` at 0, and for the powers w^(depth - 1) to 3 d and 4 d, where the gradient needs them."""
     d, form, depth = dims[1], dims[3], dims[4]
@@ -69,7 +69,7 @@ def _predictor(theta, dims, work):
             work[i] -= theta[d + i] * work[4 * d + i]
 
 
-@kernel
+@kernel(forceinline=True)
 def _derivative(data, dims, work, outputs, slopes):
     """Write dL/dbeta to ``work`` at d for the predictor at 0; of samples leave outputs and their derivatives."""
     d, n, factor = dims[1], dims[2], data[0]
@@ -80,8 +80,6 @@ def _derivative(data, dims, work, outputs, slopes):
             work[d + i] = 2.0 * factor * (work[d + i] - data[cross + i])
         return
     code, labels = dims[0] - SAMPLES, _HEADER + n * d
-    for i in range(d):
-        work[d + i] = 0.0
     block = n if code >= losses.LOG_LOGISTIC else _ROWS  # the logarithm of a sum couples its samples
     for first in range(0, n, block):
         rows = min(block, n - first)
@@ -94,7 +92,10 @@ def _derivative(data, dims, work, outputs, slopes):
             losses.derivative(
                 code, factor, 1, rows, data, labels + first, work, outputs + first, slopes + first
             )
-        add_transposed(data, place, work, slopes + first, work, d, rows, d)
+        if first == 0:
+            times_transposed(data, place, work, slopes, work, d, rows, d)
+        else:
+            add_transposed(data, place, work, slopes + first, work, d, rows, d)
 
 
 @kernel
@@ -110,9 +111,7 @@ def _tangent(data, dims, work, outputs, slopes, change, along):
     moved, bent = slopes + n, slopes + 2 * n
     times(data, _HEADER, work, change, work, moved, n, d)
     losses.tangent(code, factor, 1, n, data, labels, work, outputs, slopes, moved, bent)
-    for i in range(d):
-        work[along + i] = 0.0
-    add_transposed(data, _HEADER, work, bent, work, along, n, d)
+    times_transposed(data, _HEADER, work, bent, work, along, n, d)
 
 
 @kernel

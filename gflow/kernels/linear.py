@@ -27,7 +27,16 @@ import numpy as np
 
 from gflow.kernels import losses
 from gflow.kernels.abi import kernel
-from gflow.kernels.products import loop_mul, loop_mul_nt, loop_mul_tn, mul, mul_nt, mul_tn
+from gflow.kernels.products import (
+    loop_mul,
+    loop_mul_nt,
+    loop_mul_tn,
+    mul,
+    mul_nt,
+    mul_tn,
+    times,
+    times_transposed,
+)
 
 COVARIANCE, FACTORIZATION, SENSING, COMPLETION, SAMPLES = range(5)
 
@@ -35,6 +44,8 @@ _HEADER = 3
 _WIDTHS = 5
 # Up to this many multiplications in one layer the calls of a gradient cost more than its products (measured).
 _FEW = 256
+# Up to this many numbers a matrix is multiplied by a vector in loops in place; beyond, BLAS may have more threads.
+_LONG = 8192
 
 
 @kernel
@@ -111,6 +122,16 @@ def _residual_tangent(work, p, d, q, e, data, dims, rest):
             work[e + i] = scale * work[q + i]
 
 
+@kernel(forceinline=True)
+def _decay(theta, data):
+    """Loss of the weight decay."""
+    square = 0.0
+    if data[1] != 0.0:
+        for i in range(theta.size):
+            square += theta[i] * theta[i]
+    return 0.5 * data[1] * square
+
+
 @kernel
 def _output_loss(theta, work, p, data, dims, rest):
     """Loss of the output that stands in ``work`` at p, with the weight decay."""
@@ -136,13 +157,7 @@ def _output_loss(theta, work, p, data, dims, rest):
         target = _HEADER + (inputs * m if objective == SAMPLES else 0)
         for i in range(size):
             total += (work[p + i] - data[target + i]) ** 2
-    total = factor * total + data[2]
-    if data[1] != 0.0:
-        square = 0.0
-        for i in range(theta.size):
-            square += theta[i] * theta[i]
-        total += 0.5 * data[1] * square
-    return total
+    return factor * total + data[2] + _decay(theta, data)
 
 
 @kernel(forceinline=True)
@@ -179,9 +194,42 @@ def _widest(dims):
     return widest
 
 
+@kernel(forceinline=True)
+def _one_output(theta, dims):
+    """Whether all products are small ones of a vector, if the layers are multiplied before the samples."""
+    return (
+        dims[0] >= SAMPLES
+        and dims[2] == 1
+        and dims[3] > 1
+        and theta.size <= _LONG
+        and dims[1] * dims[3] <= _LONG
+    )
+
+
+@kernel(forceinline=True)
+def _rows_from_top(theta, dims, work):
+    """Of one output, write A_j = W_N ... W_{j+1} to ``work`` for j = N - 1 ... 0; return where A_0 stands."""
+    depth = dims[4]
+    top = dims[_WIDTHS + depth - 1]
+    weight, store = theta.size - top, 0
+    _copy(theta, weight, work, 0, top)
+    for layer in range(depth - 2, -1, -1):
+        cols, rows = dims[_WIDTHS + layer], dims[_WIDTHS + layer + 1]
+        weight -= rows * cols
+        times_transposed(theta, weight, work, store, work, store + rows, rows, cols)
+        store += rows
+    return store
+
+
 @kernel
 def loss(t, theta, data, dims, work):
     """Loss of a deep linear network."""
+    if _one_output(theta, dims):
+        row, inputs, samples = _rows_from_top(theta, dims, work), dims[1], dims[3]
+        labels, p = _HEADER + inputs * samples, row + inputs
+        times_transposed(data, _HEADER, work, row, work, p, inputs, samples)
+        total = losses.value(dims[0] - SAMPLES, data[0], 1, samples, data, labels, work, p)
+        return total + data[2] + _decay(theta, data)
     end = _forward(theta, data, dims, work)
     return _output_loss(theta, work, end - dims[2] * _columns(dims), data, dims, end)
 
@@ -302,11 +350,42 @@ def _gradient_by_outputs(theta, data, dims, work, out):
     _add_decay(theta, data, out)
 
 
+@kernel(forceinline=True)
+def _gradient_of_one_output(theta, data, dims, work, out):
+    """The same of one output on samples: all products are those of a vector."""
+    depth, inputs, samples, weight = dims[4], dims[1], dims[3], 0
+    row = _rows_from_top(theta, dims, work)
+    p = row + inputs
+    d, below = p + samples, p + 2 * samples
+    times_transposed(data, _HEADER, work, row, work, p, inputs, samples)
+    labels = _HEADER + inputs * samples
+    losses.derivative(dims[0] - SAMPLES, data[0], 1, samples, data, labels, work, p, d)
+    if depth == 1:
+        times(data, _HEADER, work, d, out, 0, inputs, samples)
+    else:
+        times(data, _HEADER, work, d, work, below, inputs, samples)
+    for layer in range(depth - 1):
+        cols, rows = dims[_WIDTHS + layer], dims[_WIDTHS + layer + 1]
+        row -= rows
+        for i in range(rows):
+            for j in range(cols):
+                out[weight + i * cols + j] = work[row + i] * work[below + j]
+        if layer == depth - 2:
+            times(theta, weight, work, below, out, weight + rows * cols, rows, cols)
+        else:
+            times(theta, weight, work, below, work, below + cols, rows, cols)
+        below += cols
+        weight += rows * cols
+    _add_decay(theta, data, out)
+
+
 @kernel
 def gradient(t, theta, data, dims, work, out):
     """Gradient of a deep linear network: one sweep forward, one back."""
     if theta.size == dims[4] and (dims[0] == COVARIANCE or dims[0] == FACTORIZATION):
         _gradient_of_numbers(theta, data, dims, work, out)
+    elif _one_output(theta, dims):
+        _gradient_of_one_output(theta, data, dims, work, out)
     elif theta.size * _columns(dims) <= _FEW:
         _gradient_of_few(theta, data, dims, work, out)
     elif dims[4] > 1 and dims[2] < _columns(dims):

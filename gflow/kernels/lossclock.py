@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gflow.kernels import explicit, piecewise
+from gflow.kernels import explicit, exponentials, piecewise
 from gflow.kernels.abi import kernel
 from gflow.kernels.explicit import (
     ACCEPTED,
@@ -40,6 +40,8 @@ SETTLED = 20
 LEVEL, LEVEL_BEFORE, LOG_TIME, LOG_TIME_BEFORE, BASE, QUIET = range(6)
 
 _EPS = float(np.finfo(np.float64).eps)
+# How far from a level the loss of its state may be: rounding.
+_CLOSE = 16.0 * _EPS
 # Rise of l on one panel of a quadrature, and how far below the end of a step e^l is nothing.
 _PANEL, _DEPTH = 2.0, 45.0
 # s is counted anew where it is so many steps long, so that it resolves them.
@@ -70,14 +72,14 @@ def new_clock(levels: Floats, level: float, degree: int) -> Clock:
     return Clock(numbers, np.zeros(max(degree, 3)), levels, np.empty(len(levels)), np.empty(len(levels)))
 
 
-@kernel
+@kernel(forceinline=True)
 def _log_add(a, b):
     """log(e^a + e^b)."""
     top, low = max(a, b), min(a, b)
-    return top if low == -np.inf else top + np.log1p(np.exp(low - top))
+    return top if low == -np.inf else top + exponentials.log1p(exponentials.exp(low - top))
 
 
-@kernel
+@kernel(forceinline=True)
 def _at(rise, x):
     """The rise of l up to the part x of the last step."""
     total = 0.0
@@ -86,7 +88,16 @@ def _at(rise, x):
     return total
 
 
-@kernel
+@kernel(forceinline=True)
+def _steepness(rise, x):
+    """Derivative of the rise of l by the part x of the last step."""
+    slope = 0.0
+    for d in range(rise.size - 1, -1, -1):
+        slope = slope * x + (d + 1) * rise[d]
+    return slope
+
+
+@kernel(forceinline=True)
 def _rise(gradient, data, dims, work, tableau, state, clock, rtol):
     """Coefficients of l over the last step: the interpolant of the dissipation.
 
@@ -104,7 +115,7 @@ def _rise(gradient, data, dims, work, tableau, state, clock, rtol):
     for j in range(1, last):
         bend = max(bend, abs(slopes[j] - first - (final - first) * tableau.node[j]))
     bend /= max(first, final)
-    if not state.counters[explicit.EXTRA_DONE] and increment * bend**1.5 <= 0.1 * rtol * (
+    if not state.counters[explicit.EXTRA_DONE] and increment * bend * np.sqrt(bend) <= 0.1 * rtol * (
         1.0 + abs(clock.numbers[LEVEL])
     ):
         rise[0] = h * first
@@ -118,38 +129,36 @@ def _rise(gradient, data, dims, work, tableau, state, clock, rtol):
             rise[d] += h * tableau.interpolant[j, d] * slopes[j]
 
 
-@kernel
+@kernel(forceinline=True, fastmath={"reassoc", "contract"})
 def _log_time(rise, h, x):
     """Logarithm of h times the integral of e^(l - l(x)) from 0 to the part x of the step."""
     end, total, high = _at(rise, x), 0.0, x
     while high > 0.0 and end - _at(rise, high) < _DEPTH:
-        slope = 0.0
-        for d in range(rise.size - 1, -1, -1):
-            slope = slope * high + (d + 1) * rise[d]
+        slope = _steepness(rise, high)
         width = min(high, _PANEL / slope) if slope > 0.0 else high
         while width > 1e-12 * x and _at(rise, high) - _at(rise, high - width) > 2.0 * _PANEL:
             width *= 0.5
         low = high - width
         for q in range(_NODES.size):
-            total += width * _WEIGHTS[q] * np.exp(_at(rise, low + width * _NODES[q]) - end)
+            total += width * _WEIGHTS[q] * exponentials.exp(_at(rise, low + width * _NODES[q]) - end)
         high = low
     return np.log(h * total)
 
 
-@kernel
+@kernel(forceinline=True)
 def _time_at(clock, h, x, level):
     """log t at the part x of the last step, where l = ``level``."""
     passed = level + _log_time(clock.rise, h, x) if x > 0.0 else -np.inf
     return _log_add(clock.numbers[LOG_TIME_BEFORE], passed)
 
 
-@kernel
+@kernel(forceinline=True)
 def _part(state):
     """The part of the last step that was kept: events cut it short."""
     return min((state.clock[T] - state.clock[T_BEFORE]) / state.clock[H_BEFORE], 1.0)
 
 
-@kernel
+@kernel(forceinline=True)
 def _tick(gradient, loss, data, dims, work, tableau, state, output, clock, rtol, atol, taken, rows):
     """Bring l, log t and the history to what the other loop has done; whether log L has settled."""
     numbers, times = clock.numbers, state.clock
@@ -179,39 +188,92 @@ def _tick(gradient, loss, data, dims, work, tableau, state, output, clock, rtol,
 
 
 @kernel
+def _part_at(rise, part, wanted, whole):
+    """Part of the last step, up to ``part`` of it, over which l rises by ``wanted`` of its rise over that, ``whole``.
+
+    By the polynomial, whose own rise is scaled to ``whole``: Newton's iteration, or bisection where that leaves the bracket.
+    """
+    low, high, scale = 0.0, part, _at(rise, part) / whole
+    x = part * wanted / whole
+    for _ in range(60):
+        here = _at(rise, x) - scale * wanted
+        if here > 0.0:
+            high = x
+        else:
+            low = x
+        move = -here / _steepness(rise, x)
+        if abs(move) <= 4.0 * _EPS * x or high - low <= 4.0 * _EPS * high:
+            break
+        x = x + move if low < x + move < high else 0.5 * (low + high)
+    return x
+
+
+@kernel
+def _creep(gradient, loss, data, dims, work, tableau, state, out, move, target):
+    """Move the end of a step aside, in ``out``, on by ``move`` in s, and to where l = ``target``; how far that was.
+
+    By the midpoint rule, and along the slope there for what is then still lacking.
+    """
+    half, last = state.side[1], tableau.sizes[0] - 1
+    for i in range(out.size):
+        half[i] = out[i] + 0.5 * move * state.side[last, i]
+    explicit._field(gradient, 0.0, half, data, dims, work, state.gradient, state.side, state.side_slopes, 2)
+    state.counters[explicit.GRADIENTS] += 1
+    for i in range(out.size):
+        out[i] += move * state.side[2, i]
+    for _ in range(2):
+        more = (target + loss(0.0, out, data, dims, work)) / state.side_slopes[2]
+        for i in range(out.size):
+            out[i] += more * state.side[2, i]
+        move += more
+    return move
+
+
+@kernel
 def _save_within(gradient, loss, data, dims, work, tableau, state, output, clock, rtol, atol):
-    """Save the next level, which lies within the last step: Illinois with a bisection now and then.
+    """Save the next level, which lies within the last step: by Newton's iteration and secants, within a bracket.
 
     By the loss of the state; where an event has changed the field since, by the rise of l before it.
     """
-    place, h = output.cursor[SAVED], state.clock[H_BEFORE]
-    target, out = clock.levels[place], output.theta[place]
-    low, high = 0.0, _part(state)
-    below, above = clock.numbers[LEVEL_BEFORE] - target, clock.numbers[LEVEL] - target
-    end = x = high
+    place, last = output.cursor[SAVED], tableau.sizes[0] - 1
+    begin, h = state.clock[T_BEFORE], state.clock[H_BEFORE]
+    target, out, rise = clock.levels[place], output.theta[place], clock.rise
+    level, level_before = clock.numbers[LEVEL], clock.numbers[LEVEL_BEFORE]
+    low, high, x_before, before = 0.0, _part(state), 0.0, 0.0
+    end = _at(rise, high)
+    x = _part_at(rise, high, target - level_before, level - level_before)
+    slope = _steepness(rise, x)
     for trial in range(100):
-        x = 0.5 * (low + high)
-        if trial % 5 != 4 and above > below:
-            x = high - above * (high - low) / (above - below)
-            if not low < x < high:
-                x = 0.5 * (low + high)
         output.dissipation[place] = explicit.state_at(
-            gradient, data, dims, work, tableau, state, state.clock[T_BEFORE] + x * h, out, rtol, atol
+            gradient, data, dims, work, tableau, state, begin + x * h, out, rtol, atol
         )
-        if state.counters[FRESH] == MOVED:
-            here = clock.numbers[LEVEL] - target - (_at(clock.rise, end) - _at(clock.rise, x))
+        cut = state.counters[FRESH] == MOVED
+        if cut:
+            here = level - target - (end - _at(rise, x))
         else:
             here = -loss(0.0, out, data, dims, work) - target
-        if abs(here) <= 4.0 * _EPS * max(1.0, abs(target)) or high - low <= 4.0 * _EPS * high:
+        aside = not cut and state.counters[explicit.PROBED] == explicit.DEPARTS
+        if aside:
+            slope = h * state.side_slopes[last]
+        elif trial > 0:
+            slope = (here - before) / (x - x_before)
+        move = -here / slope
+        if abs(here) <= _CLOSE * max(1.0, abs(target)) or abs(move) * h <= _EPS * (begin + x * h):
             break
+        if aside and abs(move) ** 3 <= 0.01 * rtol:
+            x += _creep(gradient, loss, data, dims, work, tableau, state, out, move * h, target) / h
+            output.dissipation[place] -= here
+            break
+        x_before, before = x, here
         if here > 0.0:
-            high, above = x, here
-            below *= 0.5
+            high = x
         else:
-            low, below = x, here
-            above *= 0.5
+            low = x
+        x += move
+        if not low < x < high or trial % 8 == 7:
+            x = 0.5 * (low + high)
     clock.log_times[place] = _time_at(clock, h, x, target)
-    clock.s[place] = clock.numbers[BASE] + state.clock[T_BEFORE] + x * h
+    clock.s[place] = clock.numbers[BASE] + begin + x * h
     output.cursor[SAVED] += 1
 
 

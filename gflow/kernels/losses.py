@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from gflow.kernels import exponentials
 from gflow.kernels.abi import kernel
 
 SQUARE, LOGISTIC, EXPONENTIAL, SOFTMAX, LOG_LOGISTIC, LOG_EXPONENTIAL, LOG_SOFTMAX = range(7)
 
-# Margin from which on log(1 + e^-m) is e^-m to the last bit, and the exponent below which e^x is nothing.
-_LARGE, _NOTHING = 40.0, -700.0
+# Margin from which on log(1 + e^-m) is e^-m to the last bit.
+_LARGE = 40.0
 
 
 @kernel
@@ -41,40 +42,133 @@ def _others(right, k, n, work, f, i):
     total = 0.0
     for a in range(k):
         if a != right:
-            total += _exp(work[f + a * n + i] - top)
+            total += exponentials.exp(work[f + a * n + i] - top)
     return top, total
 
 
 @kernel
-def _margin(code, k, n, data, y, work, f, i):
-    """Margin of sample i."""
-    if code != LOG_SOFTMAX:
-        return data[y + i] * work[f + i]
+def _margin(k, n, data, y, work, f, i):
+    """Margin of sample i, of two classes or more."""
     right = _class(k, n, data, y, i)
     top, total = _others(right, k, n, work, f, i)
     return (work[f + right * n + i] - top) - np.log(total)
 
 
 @kernel
-def _exp(x):
-    """e^x; libraries are slow where it underflows."""
-    return np.exp(x) if x > _NOTHING else 0.0
+def _lowest(k, n, data, y, work, f):
+    """The smallest margin, of two classes or more."""
+    low = np.inf
+    for i in range(n):
+        low = min(low, _margin(k, n, data, y, work, f, i))
+    return low
+
+
+@kernel(forceinline=True, fastmath={"contract"})
+def _small(m):
+    """log(1 + e^-m)."""
+    return exponentials.log1p(exponentials.exp(-abs(m))) + max(-m, 0.0)
+
+
+@kernel(forceinline=True, fastmath={"contract"})
+def _pull(m):
+    """-l'(m) of the logistic loss."""
+    u = exponentials.exp(-abs(m))
+    return (u if m > 0.0 else 1.0) / (1.0 + u)
 
 
 @kernel(forceinline=True)
-def _log1p(u):
-    """log(1 + u) for 0 <= u <= 1, to rounding (Kahan): the library's log1p takes three times as long as its log."""
-    w = 1.0 + u
-    return u if w == 1.0 else np.log(w) * (u / (w - 1.0))
-
-
-@kernel
-def _lowest(code, k, n, data, y, work, f):
-    """The smallest margin."""
+def _lowest_of_one(n, data, y, work, f):
+    """The smallest margin, of one output a sample."""
     low = np.inf
     for i in range(n):
-        low = min(low, _margin(code, k, n, data, y, work, f, i))
+        low = min(low, data[y + i] * work[f + i])
     return low
+
+
+@kernel(forceinline=True, fastmath={"contract"})
+def _powers(shift, n, data, y, work, f, out):
+    """Write e^(shift - m) to out, or for NaN e^-|m|, of one output a sample; out may be f.
+
+    The views tell the compiler that no index is negative, without which it makes no vectors.
+    """
+    labels, outputs, powers = data[y : y + n], work[f : f + n], work[out : out + n]
+    if shift == shift:
+        for i in range(n):
+            powers[i] = exponentials.exp(shift - labels[i] * outputs[i])
+    else:
+        for i in range(n):
+            powers[i] = exponentials.exp(-abs(labels[i] * outputs[i]))
+
+
+@kernel(forceinline=True)
+def _sum(n, work, u):
+    """Sum of n numbers of ``work``, from u on."""
+    a, b, c, d, i = 0.0, 0.0, 0.0, 0.0, u
+    while i + 4 <= u + n:
+        a += work[i]
+        b += work[i + 1]
+        c += work[i + 2]
+        d += work[i + 3]
+        i += 4
+    while i < u + n:
+        a += work[i]
+        i += 1
+    return (a + b) + (c + d)
+
+
+@kernel(forceinline=True, fastmath={"contract"})
+def _sum_of_logarithms(n, work, u):
+    """Sum of log(1 + x) over n numbers of [0, 1], from u on: the logarithm of a product, for 256 of them in one go.
+
+    What is carried is the product less 1, in terms that are all positive, so that tiny numbers keep their digits.
+    """
+    total = 0.0
+    for first in range(u, u + n, 256):
+        a, b, c, d, i, end = 0.0, 0.0, 0.0, 0.0, first, min(first + 256, u + n)
+        while i + 4 <= end:
+            a += work[i] + a * work[i]
+            b += work[i + 1] + b * work[i + 1]
+            c += work[i + 2] + c * work[i + 2]
+            d += work[i + 3] + d * work[i + 3]
+            i += 4
+        while i < end:
+            a += work[i] + a * work[i]
+            i += 1
+        a += b + a * b
+        c += d + c * d
+        total += exponentials.log1p(a + (c + a * c))
+    return total
+
+
+@kernel(forceinline=True)
+def _total_of_one(far, low, n, data, y, work, f, u):
+    """Sum of the losses of one output a sample, or where ``far`` e^low times that; leaves the powers at u.
+
+    Where ``far``, every loss is e^-m; else it is log(1 + e^-|m|), and -m more where m < 0.
+    """
+    if far:
+        _powers(low, n, data, y, work, f, u)
+        return _sum(n, work, u)
+    total = 0.0
+    if low < 0.0:
+        for i in range(n):
+            total += max(-data[y + i] * work[f + i], 0.0)
+    _powers(np.nan, n, data, y, work, f, u)
+    return total + _sum_of_logarithms(n, work, u)
+
+
+@kernel(forceinline=True, fastmath={"contract"})
+def _pulls_of_one(far, low, n, data, y, work, f, out):
+    """The derivative of the logarithm of the sum of the losses, of one output a sample."""
+    scale = -1.0 / _total_of_one(far, low, n, data, y, work, f, out)
+    labels, outputs, slopes = data[y : y + n], work[f : f + n], work[out : out + n]
+    if far:
+        for i in range(n):
+            slopes[i] *= labels[i] * scale
+    else:
+        for i in range(n):
+            u = slopes[i]
+            slopes[i] = labels[i] * scale * ((u if labels[i] * outputs[i] > 0.0 else 1.0) / (1.0 + u))
 
 
 @kernel
@@ -87,12 +181,17 @@ def _bend(code, m):
 def value(code, factor, k, n, data, y, work, f):
     """The loss, or its logarithm."""
     total = 0.0
-    if code >= LOG_LOGISTIC:
-        low = _lowest(code, k, n, data, y, work, f)
-        far = code == LOG_EXPONENTIAL or low > _LARGE  # every loss is e^-m
+    if code == LOG_SOFTMAX:
+        low = _lowest(k, n, data, y, work, f)
+        far = low > _LARGE  # every loss is e^-m
         for i in range(n):
-            m = _margin(code, k, n, data, y, work, f, i)
-            total += _exp(low - m) if far else _log1p(_exp(-abs(m))) + max(-m, 0.0)
+            m = _margin(k, n, data, y, work, f, i)
+            total += exponentials.exp(low - m) if far else _small(m)
+        return np.log(factor * total) - (low if far else 0.0)
+    if code >= LOG_LOGISTIC:
+        low = _lowest_of_one(n, data, y, work, f)
+        far = code == LOG_EXPONENTIAL or low > _LARGE
+        total = _total_of_one(far, low, n, data, y, work, f, f)  # nobody needs the outputs any more
         return np.log(factor * total) - (low if far else 0.0)
     if code == SQUARE:
         for i in range(k * n):
@@ -129,8 +228,12 @@ def _top(k, n, work, f, i):
 @kernel
 def derivative(code, factor, k, n, data, y, work, f, out):
     """Derivative by the outputs, to ``work`` at out (k, n)."""
-    if code >= LOG_LOGISTIC:
-        _log_derivative(code, k, n, data, y, work, f, out)
+    if code == LOG_SOFTMAX:
+        _log_softmax_derivative(k, n, data, y, work, f, out)
+    elif code >= LOG_LOGISTIC:
+        low = _lowest_of_one(n, data, y, work, f)
+        far = code == LOG_EXPONENTIAL or low > _LARGE  # every loss is e^-m
+        _pulls_of_one(far, low, n, data, y, work, f, out)
     elif code == SQUARE:
         for i in range(k * n):
             work[out + i] = 2.0 * factor * (work[f + i] - data[y + i])
@@ -157,29 +260,20 @@ def derivative(code, factor, k, n, data, y, work, f, out):
 
 
 @kernel
-def _log_derivative(code, k, n, data, y, work, f, out):
-    """Derivative of the logarithm of the loss: each sample's pull -l'(m) over the sum of the losses."""
-    total, low = 0.0, _lowest(code, k, n, data, y, work, f)
-    far = code == LOG_EXPONENTIAL or low > _LARGE  # every loss is e^-m
+def _log_softmax_derivative(k, n, data, y, work, f, out):
+    """Derivative of the logarithm of the cross-entropy: each sample's pull -l'(m) over the sum of the losses."""
+    total, low = 0.0, _lowest(k, n, data, y, work, f)
+    far = low > _LARGE
     for i in range(n):
-        m = _margin(code, k, n, data, y, work, f, i)
-        if far:
-            pull = _exp(low - m)
-            total += pull
-        else:
-            u = _exp(-abs(m))
-            total += _log1p(u) + max(-m, 0.0)
-            pull = (u if m > 0.0 else 1.0) / (1.0 + u)
-        work[out + i] = pull
+        m = _margin(k, n, data, y, work, f, i)
+        work[out + i] = exponentials.exp(low - m) if far else _pull(m)
+        total += work[out + i] if far else _small(m)
     for i in range(n):
         pull = work[out + i] / total
-        if code != LOG_SOFTMAX:
-            work[out + i] = -pull * data[y + i]
-            continue
         right = _class(k, n, data, y, i)
         highest, others = _others(right, k, n, work, f, i)
         for a in range(k):
-            work[out + a * n + i] = pull * _exp(work[f + a * n + i] - highest) / others
+            work[out + a * n + i] = pull * exponentials.exp(work[f + a * n + i] - highest) / others
         work[out + right * n + i] = -pull
 
 
@@ -215,7 +309,8 @@ def _log_tangent(code, k, n, data, y, work, f, d, df, out):
     for i in range(k * n):
         total += work[d + i] * work[df + i]
     for i in range(n):
-        bend = _bend(code, _margin(code, k, n, data, y, work, f, i))
+        m = _margin(k, n, data, y, work, f, i) if code == LOG_SOFTMAX else data[y + i] * work[f + i]
+        bend = _bend(code, m)
         if code != LOG_SOFTMAX:
             slope = work[d + i]
             work[out + i] = abs(slope) * bend * work[df + i] - slope * total

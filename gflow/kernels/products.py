@@ -95,11 +95,11 @@ def mul_nt(a, i0, b, j0, out, k0, rows, inner, cols):
     loop_mul_nt(a, i0, b, j0, out, k0, rows, inner, cols)
 
 
-@kernel(fastmath={"reassoc", "contract"})
+@kernel(forceinline=True, fastmath={"reassoc", "contract"})
 def times(a, i0, x, j0, out, k0, rows, cols):
     """out = a x for a matrix (rows, cols) and a vector; four rows a pass, in vector registers.
 
-    The views tell the compiler that no index is negative, without which it makes no vectors.
+    Inlined, since handing over three arrays takes as long as a small product.  The views tell the compiler that no index is negative, without which it makes no vectors.
     """
     matrix, vector, result = a[i0 : i0 + rows * cols], x[j0 : j0 + cols], out[k0 : k0 + rows]
     i = 0
@@ -121,7 +121,16 @@ def times(a, i0, x, j0, out, k0, rows, cols):
         i += 1
 
 
-@kernel(fastmath={"reassoc", "contract"})
+@kernel(forceinline=True, fastmath={"reassoc", "contract"})
+def times_transposed(a, i0, x, j0, out, k0, rows, cols):
+    """out = a^T x for a matrix (rows, cols) and a vector, as ``times`` goes."""
+    matrix, result, p = a[i0 : i0 + rows * cols], out[k0 : k0 + cols], x[j0]
+    for j in range(cols):
+        result[j] = p * matrix[j]
+    add_transposed(a, i0 + cols, x, j0 + 1, out, k0, rows - 1, cols)
+
+
+@kernel(forceinline=True, fastmath={"reassoc", "contract"})
 def add_transposed(a, i0, x, j0, out, k0, rows, cols):
     """out += a^T x for a matrix (rows, cols) and a vector, as ``times`` goes."""
     matrix, vector, result = a[i0 : i0 + rows * cols], x[j0 : j0 + rows], out[k0 : k0 + cols]

@@ -266,6 +266,28 @@ def test_levels_lie_where_the_state_says():
         np.testing.assert_allclose(-got.log_loss, t, rtol=1e-11)
 
 
+@pytest.mark.parametrize(("method", "rtol"), [("tsit5", 1e-5), ("dop853", 1e-6), ("dop853", 1e-9)])
+def test_a_level_costs_a_few_gradients(method, rtol):
+    """Also where the interpolant departs: then by a step or two of its own and a midpoint step.
+
+    The long steps of a diagonal network, of which several levels lie in each.
+    """
+    problem, model = separable(0, 5, 20), gflow.Diagonal(5)
+    theta0, t = model.init(scale=0.1), np.linspace(1.0, 27.0, 60)
+    got, finer = (by_loss(model, problem, theta0, t, method=method, rtol=r) for r in (rtol, 1e-13))
+    few = by_loss(model, problem, theta0, t[-1:], method=method, rtol=rtol)
+    stages = {"tsit5": 6, "dop853": 12}[method]
+    np.testing.assert_array_equal(got.theta[-1], few.theta[-1])
+    assert got.counts["accepted"] == few.counts["accepted"]
+    extra = got.counts["gradients"] - few.counts["gradients"]
+    assert extra <= 5 * got.counts["accepted"] + len(t) * (2 * stages + 1)
+    np.testing.assert_allclose(-got.log_loss, t, rtol=1e-12)
+    np.testing.assert_allclose(got.theta, finer.theta, rtol=0, atol=100 * rtol * np.abs(finer.theta).max())
+    np.testing.assert_allclose(got.log_time, finer.log_time, rtol=0, atol=100 * rtol * (1 + t[-1]))
+    # what has been given off by then is the fall of log L, wherever the level lies in its step
+    assert np.max(got.gauges.dissipation_defect) < 100 * rtol
+
+
 # ---- the limit ---------------------------------------------------------------------------------------------
 
 
