@@ -64,7 +64,7 @@ class Paths(Runs):
     def codes(self) -> NDArray[np.int64]:
         return self.ended
 
-    def worker(self) -> Worker:
+    def worker(self, share: int) -> Worker:
         return PathWorker(self)
 
     def result(self, interrupted: bool, spec: dict[str, Any]) -> Ensemble:

@@ -64,8 +64,8 @@ class Runs(ABC):
         """Why each run ended (R,)."""
 
     @abstractmethod
-    def worker(self) -> Worker:
-        """What one thread goes on with."""
+    def worker(self, share: int) -> Worker:
+        """What one thread goes on with, and the number of runs that fall to a thread."""
 
     @abstractmethod
     def result(self, interrupted: bool, spec: dict[str, Any]) -> Ensemble:
@@ -107,7 +107,7 @@ def drive(runs: Runs, jobs: int, progress: bool) -> bool:
     firsts, lock, stopping = iter(range(0, number, block)), threading.Lock(), threading.Event()
 
     def work() -> None:
-        worker, budget = runs.worker(), runs.first_budget
+        worker, budget = runs.worker(-(-number // threads)), runs.first_budget
         while True:
             with lock:
                 first = next(firsts, None)

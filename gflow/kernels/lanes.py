@@ -28,7 +28,7 @@ Ints = NDArray[np.int64]
 # Why the loop came back, besides ensembles.FINISHED and ensembles.PAUSED: there is room for more runs; there are more
 # lanes than runs to come.
 ROOM, NARROW = 2, 3
-#: Lanes that are not made fewer at the end.
+#: Fewest lanes that pay (measured): as many are left to the last runs.
 LEAST = 8
 
 # Rows of Lanes.clock, the last of them scratch; ...
@@ -68,7 +68,7 @@ class Lanes(NamedTuple):
 
 
 class Passed(NamedTuple):
-    """Up to L steps that pass times to be saved."""
+    """Up to so many steps that pass times to be saved."""
 
     clock: Floats  # (rows, L)
     counters: Ints  # (rows, L): the run, the place of the first time, and their number
@@ -76,7 +76,7 @@ class Passed(NamedTuple):
 
 
 def new_lanes(count: int, size: int, work: int, tableau: Tableau) -> Lanes:
-    """So many lanes, all free."""
+    """So many lanes, all free, for networks of ``size`` parameters that take so much ``work``."""
     stages = len(tableau.node)
     counters = np.zeros((7, count), dtype=np.int64)
     counters[RUN] = FREE
@@ -110,9 +110,9 @@ def narrowed(lanes: Lanes) -> Lanes:
 
 
 def new_passed(lanes: Lanes, tableau: Tableau) -> Passed:
-    """Room for as many steps as there are lanes."""
-    size, count = lanes.theta.shape
-    work = lanes.work.size // count
+    """Room for twice as many steps as there are lanes: so many may come at once, and few are to be waited for."""
+    size, width = lanes.theta.shape
+    work, count = lanes.work.size // width, 2 * width
     counters = np.zeros((3, count), dtype=np.int64)
     return Passed(np.zeros((7, count)), counters, new_lanes(count, size, work, tableau))
 
@@ -206,12 +206,10 @@ def _field(lane_gradient, data, dims, lanes, row):
     g, stages, slopes = lanes.gradient, lanes.stages, lanes.slopes
     rows, count = g.shape
     _gradients(lane_gradient, data, dims, lanes)
-    for l in range(count):
-        slopes[row, l] = 0.0
     for i in range(rows):
         for l in range(count):
             stages[row, i, l] = -g[i, l]
-            slopes[row, l] += g[i, l] * g[i, l]
+            slopes[row, l] = (slopes[row, l] if i > 0 else 0.0) + g[i, l] * g[i, l]
 
 
 @kernel
@@ -373,6 +371,13 @@ def _keep(lanes, l, runs):
 
 
 @kernel
+def _free(lanes, l):
+    """Leave a lane without a run: it goes on, but nowhere."""
+    lanes.counters[RUN, l] = FREE
+    lanes.clock[H, l], lanes.clock[NEXT, l] = 0.0, np.inf
+
+
+@kernel
 def _begin(gradient, data, dims, work, tableau, one, lanes, l, runs, r, times, rtol, atol):
     """Put a run in a lane, with its first gradient and step size."""
     clock, counters = lanes.clock, lanes.counters
@@ -402,7 +407,6 @@ def _fill(
     gradient, data, dims, work, tableau, one, lanes, l, runs, cursor, end, times, rtol, atol, max_steps
 ):
     """Put the next run in a free lane, if there is one; those that end at once are passed by."""
-    lanes.counters[RUN, l] = FREE
     while cursor[NEXT_RUN] < end:
         r = cursor[NEXT_RUN]
         cursor[NEXT_RUN] += 1
@@ -413,9 +417,7 @@ def _fill(
             return
         _keep(lanes, l, runs)
         runs.codes[r] = code
-        lanes.counters[RUN, l] = FREE
-    lanes.clock[H, l] = 0.0  # it goes on, but nowhere
-    lanes.clock[NEXT, l] = np.inf
+        _free(lanes, l)
 
 
 # ---- states at times within a step ---------------------------------------------------------------------------
@@ -603,36 +605,42 @@ def advance(
     Before that it comes back where a lane is free and more runs are to come, as ``cursor[MORE]`` says.
     ``one`` is the state of a single run, ``atol`` (P,) and ``work`` are its scratch.
     """
-    width = lanes.theta.shape[1]
-    for l in range(width):
-        if lanes.counters[RUN, l] == FREE:
-            _fill(
+    width, room = lanes.theta.shape[1], passed.clock.shape[1]
+    code = ensembles.PAUSED
+    while True:
+        if cursor[TAKEN] < width and cursor[NEXT_RUN] < end:
+            for l in range(width):
+                if lanes.counters[RUN, l] == FREE:
+                    _fill(
+                        gradient, data, dims, work, tableau, one, lanes, l, runs, cursor, end, times, rtol, atol,
+                        max_steps,
+                    )  # fmt: skip
+        done = True
+        if cursor[MORE] and cursor[TAKEN] < width:
+            code = ROOM
+        elif cursor[TAKEN] == 0:
+            code = ensembles.FINISHED
+        elif width > LEAST and 2 * cursor[TAKEN] <= width:
+            code = NARROW
+        else:
+            done = budget <= 0
+        if done or cursor[ASIDE] + width > room:
+            _save(
+                lane_gradient,
                 gradient,
                 data,
                 dims,
                 work,
                 tableau,
                 one,
-                lanes,
-                l,
-                runs,
+                passed,
                 cursor,
-                end,
+                runs,
                 times,
                 rtol,
                 atol,
-                max_steps,
             )
-    code = ROOM if cursor[MORE] else ensembles.FINISHED
-    while cursor[TAKEN] > 0:
-        if cursor[MORE] and cursor[TAKEN] < width:
-            code = ROOM
-            break
-        if width > LEAST and 2 * cursor[TAKEN] <= width:
-            code = NARROW
-            break
-        if budget <= 0:
-            code = ensembles.PAUSED
+        if done:
             break
         budget -= cursor[TAKEN]
         cursor[STEPS] += cursor[TAKEN]
@@ -643,11 +651,6 @@ def advance(
         if _judge(tableau, lanes) > 0:
             for l in range(width):
                 if lanes.counters[GOOD, l] == 1 and lanes.clock[T_NEW, l] >= lanes.clock[NEXT, l]:
-                    if cursor[ASIDE] == width:
-                        _save(
-                            lane_gradient, gradient, data, dims, work, tableau, one, passed, cursor, runs, times,
-                            rtol, atol,
-                        )  # fmt: skip
                     _pass(tableau, lanes, l, passed, cursor, runs, times)
         if _settle(tableau, lanes, max_steps) == 0:
             continue
@@ -658,12 +661,8 @@ def advance(
             if why != ensembles.UNFINISHED:
                 _keep(lanes, l, runs)
                 runs.codes[lanes.counters[RUN, l]] = why
+                _free(lanes, l)
                 cursor[TAKEN] -= 1
-                _fill(
-                    gradient, data, dims, work, tableau, one, lanes, l, runs, cursor, end, times, rtol, atol,
-                    max_steps,
-                )  # fmt: skip
-    _save(lane_gradient, gradient, data, dims, work, tableau, one, passed, cursor, runs, times, rtol, atol)
     for l in range(width):
         if lanes.counters[RUN, l] != FREE:
             _keep(lanes, l, runs)

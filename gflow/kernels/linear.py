@@ -392,23 +392,26 @@ def _numbers_in_lanes(theta, data, dims, work, out, lanes):
     depth = dims[4]
     covariance = data[_HEADER] if dims[0] == COVARIANCE else 1.0
     cross = data[_HEADER + 1] if dims[0] == COVARIANCE else data[_HEADER]
-    scale, p, d = 2.0 * data[0], work[0:lanes], out[0:lanes]  # the first to be written is the last to be read
-    for n in range(lanes):
-        p[n] = 1.0
-    for layer in range(depth):
-        x, above = theta[layer * lanes : (layer + 1) * lanes], work[(layer + 1) * lanes : (layer + 2) * lanes]
+    scale, p, d = 2.0 * data[0], theta[0:lanes], out[0:lanes]
+    for layer in range(1, depth - 1):
+        x, above = theta[layer * lanes : (layer + 1) * lanes], work[layer * lanes : (layer + 1) * lanes]
         for n in range(lanes):
             above[n] = p[n] * x[n]
         p = above
-    for n in range(lanes):
-        d[n] = scale * (p[n] * covariance - cross)
-    for layer in range(depth - 1, -1, -1):
-        x, p = theta[layer * lanes : (layer + 1) * lanes], work[layer * lanes : (layer + 1) * lanes]
-        o = out[layer * lanes : (layer + 1) * lanes]
+    if depth == 1:
         for n in range(lanes):
-            y = d[n]
-            o[n] = y * p[n]
-            d[n] = y * x[n] if layer > 0 else o[n]
+            d[n] = scale * (p[n] * covariance - cross)
+        return
+    x = theta[(depth - 1) * lanes : depth * lanes]
+    for n in range(lanes):
+        d[n] = scale * (p[n] * x[n] * covariance - cross)
+    for layer in range(depth - 1, 0, -1):
+        below = theta if layer == 1 else work  # the product of one number is itself
+        p = below[(layer - 1) * lanes : layer * lanes]
+        x, o = theta[layer * lanes : (layer + 1) * lanes], out[layer * lanes : (layer + 1) * lanes]
+        for n in range(lanes):
+            o[n] = d[n] * p[n]
+            d[n] *= x[n]
 
 
 @kernel
