@@ -55,7 +55,9 @@ def agree(runs, singles):
         same_bits(runs.theta[r, :n], single.theta[:n])
         same_bits(runs.dissipation[r, :n], single.dissipation[:n])
         same_bits(runs.last[r], single.end)
-        assert {name: counts[r] for name, counts in runs.counts.items()} == single.counts
+        assert {name: single.counts[name] for name in runs.counts} == {
+            n: c[r] for n, c in runs.counts.items()
+        }
         assert runs.codes[r] == single.outcome.code
 
 
@@ -220,19 +222,18 @@ def test_steps_too_small(few_lanes):
     assert few_lanes
 
 
-@pytest.mark.parametrize("method", ["tsit5", "dop853"])
-def test_interpolants_that_depart_from_the_flow(method, few_lanes):
+def test_interpolants_that_depart_from_the_flow(few_lanes):
     """Where stability limits the step, states between its ends take steps of their own."""
     model, problem = gflow.DeepLinear((2, 2)), gflow.Problem(np.diag([1.0, 30.0]), np.eye(2), factor=0.5)
     thetas = np.random.default_rng(6).standard_normal((50, 4))
-    options = {"method": method, "rtol": 1e-3, "atol": 1e-6}
-    times = np.linspace(0.0, 1.0, 150)
+    options = {"method": "dop853", "rtol": 1e-3, "atol": 1e-6}
+    times = np.linspace(0.0, 1.0, 900)
     runs = gflow.ensemble(model, problem, thetas, times, jobs=1, **options)
     agree(runs, [gflow.flow(model, problem, theta, times, **options) for theta in thetas])
     ends = gflow.ensemble(model, problem, thetas, 1.0, jobs=1, **options)
     more = runs.counts["gradients"] - ends.counts["gradients"]
-    extra = 1 if method == "tsit5" else 4  # of a step whose interpolant is used
-    assert np.max(more) > extra * np.max(runs.counts["accepted"]) and few_lanes
+    assert np.all(more > 4 * runs.counts["accepted"])  # four for each step, were its interpolant used
+    assert few_lanes
 
 
 def test_runs_that_outlast_their_explicit_steps(few_lanes):
@@ -246,7 +247,7 @@ def test_runs_that_outlast_their_explicit_steps(few_lanes):
     assert runs.counts["accepted"].max() + runs.counts["rejected"].max() > 512 and few_lanes
 
 
-@pytest.mark.parametrize("budget", [1, 200, 3000])
+@pytest.mark.parametrize("budget", [1, 200, 1500])
 def test_what_is_done_stays_at_any_pause(budget):
     """The worker, stopped anywhere, has handed over each run as a single one of so many steps."""
     thetas = np.geomspace(1e-4, 1.0, 60)[:, None] * [1.0, 0.9]
