@@ -1,4 +1,4 @@
-"""Many flows: the smooth ones one after another in one compiled call, the others as ``flow`` runs them."""
+"""Many flows: the smooth ones in compiled calls, side by side where the network is small, the others as ``flow`` runs them."""
 
 from __future__ import annotations
 

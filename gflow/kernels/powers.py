@@ -1,8 +1,8 @@
 """Logarithm and exponential to base two for step sizes, in plain arithmetic.
 
 The library's ``pow`` takes one number after another, and two of them cost more than a step of a network of two
-parameters.  These are good to 1e-12, which step sizes need not; they go into vector registers, and a number's bits do
-not depend on whether they did.
+parameters.  These are good to 1e-8, which is more than step sizes need; they go into vector registers, and a number's
+bits do not depend on whether they did.
 """
 
 from __future__ import annotations
@@ -49,13 +49,7 @@ def log2(x):
     whole = whole + 1.0 if high else whole
     s = (m - 1.0) / (m + 1.0)
     z = s * s
-    series = 1 / 13
-    series = series * z + 1 / 11
-    series = series * z + 1 / 9
-    series = series * z + 1 / 7
-    series = series * z + 1 / 5
-    series = series * z + 1 / 3
-    series = series * z + 1.0
+    series = (1.0 + z * (1 / 3)) + (z * z) * ((1 / 5 + z * (1 / 7)) + (z * z) * (1 / 9))
     return whole + 2.8853900817779268 * s * series  # 2 / log(2)
 
 
@@ -64,15 +58,7 @@ def exp2(y):
     """Two to the power of y, for |y| < 1000."""
     rounded = y + _ROUND
     x = 0.6931471805599453 * (y - (rounded - _ROUND))
-    series = 1 / 3628800
-    series = series * x + 1 / 362880
-    series = series * x + 1 / 40320
-    series = series * x + 1 / 5040
-    series = series * x + 1 / 720
-    series = series * x + 1 / 120
-    series = series * x + 1 / 24
-    series = series * x + 1 / 6
-    series = series * x + 1 / 2
-    series = series * x + 1.0
-    series = series * x + 1.0
+    z = x * x
+    high = (1 / 24 + x * (1 / 120)) + z * (1 / 720 + x * (1 / 5040))
+    series = ((1.0 + x) + z * (1 / 2 + x * (1 / 6))) + (z * z) * high
     return series * _float((_bits(rounded) + 1023) << 52)

