@@ -68,7 +68,8 @@ class Flows(Runs):
         elif self.method == "auto":
             self.plain = min(self.max_steps, stiff.first_look(objective.size))
         runs, rows, size = len(starts), len(self.times), objective.size
-        self.in_lanes = self.plain > 0 and size <= explicit.ORDERED and objective.lane_kernel is not None
+        small = size <= explicit.ORDERED and runs >= lanes.LEAST
+        self.in_lanes = self.plain > 0 and small and objective.lane_kernel is not None
         refuse_if_too_large("thetas", "states to be saved", 8 * runs * (rows * (size + 1) + size + 8))
         if atol is None:
             atols = default_atols(objective, starts, self.rtol)
@@ -174,20 +175,26 @@ class CompiledWorker(ABC):
         """Go on in compiled code for about so many steps; whether the runs are done."""
 
     def advance(self, budget: int) -> bool:
-        a = self.all
         if not self.compiled:
             return self.others.advance(budget)
-        done = self.go(budget)
-        if not done or a.plain == a.max_steps:
-            return done
-        codes = a.runs.codes
+        if not self.go(budget):
+            return False
+        self.others.queue, self.compiled = self._left(), False
+        return not self.others.queue
+
+    def _left(self) -> list[int]:
+        """The runs that are through with their explicit steps, but not with their steps."""
+        a, codes = self.all, self.all.runs.codes
         left = [r for first, end in self.ranges for r in range(first, end) if codes[r] == explicit.MAX_STEPS]
+        self.ranges = []
+        if a.plain == a.max_steps:
+            return []
         codes[left] = ensembles.UNFINISHED
-        self.others.queue, self.compiled, self.ranges = left, False, []
-        return not left
+        return left
 
     def leave(self) -> None:
         """Keep what there is of a run by itself; the compiled loop has kept the others."""
+        self._left()
         self.others.leave()
 
 

@@ -37,8 +37,8 @@ SETTLED, STEPPED, MOVED = range(3)
 # ... and in Output.cursor.
 SAVED, HISTORY, DENSE = range(3)
 
-# Why the last step was rejected, at REJECTED_LAST; 0 if it was accepted.
-_TOO_LARGE, _NOT_FINITE = 1, 2
+# Why the last step was rejected, at REJECTED_LAST, or the one before that, if it was not finite; else 0.
+_TOO_LARGE, _NOT_FINITE, _NOT_FINITE_BEFORE = 1, 2, 3
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
 _MOST_CHECKPOINTS = 32
@@ -113,7 +113,7 @@ def _take_many(g, stages, row):
     return total
 
 
-@kernel
+@kernel(forceinline=True)
 def _take(g, stages, row):
     """Row of the stages = -g; returns |g|^2."""
     if g.size > ORDERED:
@@ -544,7 +544,7 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
             return AT_REST
         t, h = clock[T], clock[H]
         if t + 0.1 * h == t:
-            return NON_FINITE if counters[REJECTED_LAST] == _NOT_FINITE else STEP_TOO_SMALL
+            return NON_FINITE if counters[REJECTED_LAST] >= _NOT_FINITE else STEP_TOO_SMALL
         attempt(
             gradient,
             data,
@@ -584,7 +584,8 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
             counters[REJECTED_LAST] = _TOO_LARGE if error < np.inf else _NOT_FINITE
             clock[H] = h * next_step(error, clock[ERROR_BEFORE], False, False, exponent)
             continue
-        factor = next_step(error, clock[ERROR_BEFORE], True, counters[REJECTED_LAST] != 0, exponent)
+        rejected = counters[REJECTED_LAST]
+        factor = next_step(error, clock[ERROR_BEFORE], True, 0 < rejected < _NOT_FINITE_BEFORE, exponent)
         clock[ERROR_BEFORE] = max(error, 1e-4)
         clock[T_BEFORE], clock[H_BEFORE], clock[DISSIPATION_BEFORE] = t, h, clock[DISSIPATION]
         clock[T], clock[H] = t + h, h * factor
@@ -594,7 +595,8 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
             theta_before[i] = theta[i]
             theta[i] = theta_new[i]
         counters[ACCEPTED] += 1
-        counters[FRESH], counters[REJECTED_LAST] = STEPPED, 0
+        counters[FRESH] = STEPPED
+        counters[REJECTED_LAST] = _NOT_FINITE_BEFORE if rejected == _NOT_FINITE else 0
         if dense_times.shape[0] == 0:
             counters[EXTRA_DONE], counters[PROBED] = 0, UNKNOWN
         keep_checkpoint(state)

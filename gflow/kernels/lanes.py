@@ -283,7 +283,8 @@ def _judge(tableau, lanes):
     for l in range(width):
         error = errors[l]
         accepted = error <= 1.0  # false for NaN
-        h_new[l] = h[l] * explicit.next_step(error, before[l], accepted, rejected[l] != 0, exponent)
+        capped = (rejected[l] > 0) & (rejected[l] < explicit._NOT_FINITE_BEFORE)
+        h_new[l] = h[l] * explicit.next_step(error, before[l], accepted, capped, exponent)
         good[l] = 1 if accepted else 0
     for l in range(width):
         q_new[l] = q[l]
@@ -327,7 +328,8 @@ def _settle(tableau, lanes, max_steps):
         slope[l] = slope_new[l] if yes else slope[l]
         before[l] = max(errors[l], 1e-4) if yes else before[l]
         why = explicit._TOO_LARGE if errors[l] < np.inf else explicit._NOT_FINITE
-        rejected_last[l] = 0 if yes else why
+        since = explicit._NOT_FINITE_BEFORE if rejected_last[l] == explicit._NOT_FINITE else 0
+        rejected_last[l] = since if yes else why
     ending, next_time = 0, clock[NEXT]
     for l in range(width):
         stuck = t[l] + 0.1 * h[l] == t[l]
@@ -352,7 +354,7 @@ def _verdict(lanes, l, times, max_steps):
         return explicit.NON_FINITE
     t = clock[T, l]
     if t + 0.1 * clock[H, l] == t:
-        not_finite = counters[REJECTED_LAST, l] == explicit._NOT_FINITE
+        not_finite = counters[REJECTED_LAST, l] >= explicit._NOT_FINITE
         return explicit.NON_FINITE if not_finite else explicit.STEP_TOO_SMALL
     return ensembles.UNFINISHED
 

@@ -247,6 +247,21 @@ def test_runs_that_outlast_their_explicit_steps(few_lanes):
     assert runs.counts["accepted"].max() + runs.counts["rejected"].max() > 512 and few_lanes
 
 
+def test_an_interrupt_does_not_call_it_too_many_steps():
+    """Explicit steps are through, and what comes after them has not begun."""
+    model, problem = gflow.DeepLinear((1, 1, 1)), gflow.Problem([[1.0], [200.0]], [1.0, 100.0])
+    thetas = np.linspace(0.01, 1.0, 20)[:, None] * [1.0, 0.8]
+    options = {"method": "auto", "rtol": 1e-9, "atol": None, "events": False, "max_steps": 10_000}
+    all_runs = many_flows.Flows(Objective(model, problem), thetas, [0.0, 1e-4, 2.0], {}, **options)
+    worker = all_runs.worker(20)
+    worker.begin(0, 20)
+    worker.advance(10**6)
+    assert explicit.MAX_STEPS in all_runs.codes
+    worker.leave()
+    result = all_runs.result(True, {"model": model, "problem": problem, "observe": None})
+    assert set(result.codes) == {"interrupted"} and np.all(result.counts["accepted"] > 0)
+
+
 @pytest.mark.parametrize("budget", [1, 200, 1500])
 def test_what_is_done_stays_at_any_pause(budget):
     """The worker, stopped anywhere, has handed over each run as a single one of so many steps."""
