@@ -11,7 +11,7 @@ from numba.core.runtime import _nrt_python
 
 import gflow
 from gflow.ensembles import flows as many_flows
-from gflow.kernels import ensembles, explicit, lanes, linear, powers
+from gflow.kernels import explicit, lanes, linear, powers
 from gflow.kernels.abi import kernel
 from gflow.objective import Objective
 
@@ -365,4 +365,3 @@ def test_narrower_lanes_keep_the_runs_that_are_under_way():
     np.testing.assert_array_equal(narrow.theta[:, :3], wide.theta[:, [3, 9, 30]])
     np.testing.assert_array_equal(narrow.clock[:, :3], wide.clock[:, [3, 9, 30]])
     assert narrow.flat_theta.base is narrow.theta and narrow.flat_stages.base is narrow.stages
-    assert ensembles.PAUSED != lanes.NARROW != ensembles.FINISHED
