@@ -67,6 +67,12 @@ class Objective:
         """The compiled Hessian-vector product."""
         return abi.as_kernel(self._need("hvp"), "hvp")
 
+    @cached_property
+    def lane_kernel(self) -> abi.Kernel | None:
+        """The compiled gradient of many states side by side, or None where the model has none for this problem."""
+        offered = self.model.lane_gradient(self.dims) if self.has("lane_gradient") else None
+        return None if offered is None else abi.as_kernel(offered, "lane_gradient")
+
     def has(self, name: str) -> bool:
         """Whether the model offers an optional name."""
         return getattr(self.model, name, None) is not None

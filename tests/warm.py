@@ -17,7 +17,7 @@ def smooth():
     run = gflow.flow(model, problem, start, [1.0, np.inf])
     assert run.status.code == "finished" and run.loss.size == 2 and run.gauges.dissipation_defect is not None
     gflow.flow(model, problem, start, 10.0, method="bdf", dense=True)
-    gflow.ensemble(model, problem, [start] * 4, 10.0)
+    gflow.ensemble(model, problem, [start] * 32, 10.0)
     labelled = gflow.Problem(X, Y, loss="logistic")
     gflow.flow(gflow.DeepLinear((2, 1)), labelled, np.full(2, 0.1), 2.0, clock="loss")
 

@@ -61,7 +61,7 @@ class Descents(Runs):
     def codes(self) -> NDArray[np.int64]:
         return self.runs.codes
 
-    def worker(self) -> Worker:
+    def worker(self, share: int) -> Worker:
         return DescentWorker(self)
 
     def result(self, interrupted: bool, spec: dict[str, Any]) -> Ensemble:

@@ -1,7 +1,8 @@
-"""Many flows: the smooth ones one after another in one compiled call, the others as ``flow`` runs them."""
+"""Many flows: the smooth ones in compiled calls, side by side where the network is small, the others as ``flow`` runs them."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
 from typing import Any
@@ -16,7 +17,7 @@ from gflow._run import Array, Watch, versions
 from gflow.ensembles.result import Ensemble
 from gflow.ensembles.runs import Runs, Worker
 from gflow.integrate import check_rtol, check_times, chosen_method, default_atols
-from gflow.kernels import abi, ensembles, explicit, stiff
+from gflow.kernels import abi, ensembles, explicit, lanes, stiff
 from gflow.limit import FIRST_LOOK
 from gflow.objective import Objective
 from gflow.trajectory import Events, Status
@@ -33,6 +34,10 @@ _REASONS = {
     "non_finite": "the gradient is not finite",
     "interrupted": "interrupted",
 }
+
+
+# Most runs that one thread makes side by side (measured: 64 cost a tenth more, 256 the same).
+_LANES = 128
 
 
 class Flows(Runs):
@@ -63,6 +68,8 @@ class Flows(Runs):
         elif self.method == "auto":
             self.plain = min(self.max_steps, stiff.first_look(objective.size))
         runs, rows, size = len(starts), len(self.times), objective.size
+        small = size <= explicit.ORDERED and runs >= lanes.LEAST
+        self.in_lanes = self.plain > 0 and small and objective.lane_kernel is not None
         refuse_if_too_large("thetas", "states to be saved", 8 * runs * (rows * (size + 1) + size + 8))
         if atol is None:
             atols = default_atols(objective, starts, self.rtol)
@@ -84,8 +91,12 @@ class Flows(Runs):
     def codes(self) -> NDArray[np.int64]:
         return self.runs.codes
 
-    def worker(self) -> Worker:
-        return FlowWorker(self) if self.plain else SingleWorker(self)
+    def worker(self, share: int) -> Worker:
+        if not self.plain:
+            return SingleWorker(self)
+        if self.in_lanes and share >= lanes.LEAST:
+            return LaneWorker(self, min(share, _LANES))
+        return FlowWorker(self)
 
     def result(self, interrupted: bool, spec: dict[str, Any]) -> Ensemble:
         runs = self.runs
@@ -139,37 +150,75 @@ def _check_piecewise(model: Any, starts: Array) -> None:
         )
 
 
-class FlowWorker:
-    """Smooth flows, one after another in one compiled call; those that may change their method, one by one then."""
+class CompiledWorker(ABC):
+    """Smooth flows in compiled calls; those that may change their method, one by one then."""
 
     def __init__(self, all_runs: Flows) -> None:
         self.all, o = all_runs, all_runs.objective
-        tableau = all_runs.pair()
-        state = explicit.new_state(all_runs.thetas[0], 0.0, tableau)
-        degree = tableau.interpolant.shape[1]
-        self.output = explicit.Output(
-            np.zeros(3, dtype=np.int64), all_runs.times, np.empty((len(all_runs.times), o.size)),
-            np.empty(len(all_runs.times)), np.empty((1024, 3)), np.empty((0, 2)), np.empty((0, degree + 1, o.size)),
-        )  # fmt: skip
         self.field = o.gradient_kernel, o.data, o.dims, np.zeros_like(o.work)
-        self.solver, self.atol = (tableau, state, self.output), np.empty(o.size)
-        single = (*self.field, *self.solver, all_runs.rtol, self.atol, 1, 1)
-        self.loop = abi.pointer(explicit.advance, single)
-        self.place, self.first, self.end = np.zeros(2, dtype=np.int64), 0, 0
+        self.tableau, self.atol = all_runs.pair(), np.empty(o.size)
+        self.state = explicit.new_state(all_runs.thetas[0], 0.0, self.tableau)
         self.compiled_steps, self.compiled = 0, True
         self.others = SingleWorker(all_runs)
+        self.ranges: list[tuple[int, int]] = []
 
     @property
     def steps(self) -> int:
         return self.compiled_steps + self.others.steps
 
     def begin(self, first: int, end: int) -> None:
-        self.place[:], self.first, self.end, self.compiled = (first, 0), first, end, True
+        self.ranges.append((first, end))
+        self.compiled = True
+
+    @abstractmethod
+    def go(self, budget: int) -> bool:
+        """Go on in compiled code for about so many steps; whether the runs are done."""
 
     def advance(self, budget: int) -> bool:
-        a = self.all
         if not self.compiled:
             return self.others.advance(budget)
+        if not self.go(budget):
+            return False
+        self.others.queue, self.compiled = self._left(), False
+        return not self.others.queue
+
+    def _left(self) -> list[int]:
+        """The runs that are through with their explicit steps, but not with their steps."""
+        a, codes = self.all, self.all.runs.codes
+        left = [r for first, end in self.ranges for r in range(first, end) if codes[r] == explicit.MAX_STEPS]
+        self.ranges = []
+        if a.plain == a.max_steps:
+            return []
+        codes[left] = ensembles.UNFINISHED
+        return left
+
+    def leave(self) -> None:
+        """Keep what there is of a run by itself; the compiled loop has kept the others."""
+        self._left()
+        self.others.leave()
+
+
+class FlowWorker(CompiledWorker):
+    """One run after another."""
+
+    def __init__(self, all_runs: Flows) -> None:
+        super().__init__(all_runs)
+        rows, size, degree = len(all_runs.times), all_runs.objective.size, self.tableau.interpolant.shape[1]
+        self.output = explicit.Output(
+            np.zeros(3, dtype=np.int64), all_runs.times, np.empty((rows, size)), np.empty(rows),
+            np.empty((1024, 3)), np.empty((0, 2)), np.empty((0, degree + 1, size)),
+        )  # fmt: skip
+        self.solver = self.tableau, self.state, self.output
+        single = (*self.field, *self.solver, all_runs.rtol, self.atol, 1, 1)
+        self.loop = abi.pointer(explicit.advance, single)
+        self.place, self.end = np.zeros(2, dtype=np.int64), 0
+
+    def begin(self, first: int, end: int) -> None:
+        super().begin(first, end)
+        self.place[:], self.end = (first, 0), end
+
+    def go(self, budget: int) -> bool:
+        a = self.all
         code = ensembles.flows(
             self.loop,
             *self.field,
@@ -183,18 +232,52 @@ class FlowWorker:
             a.plain,
         )
         self.compiled_steps += budget
-        if code != ensembles.FINISHED:
-            return False
-        if a.plain == a.max_steps:
-            return True
-        left = self.first + np.flatnonzero(a.runs.codes[self.first : self.end] == explicit.MAX_STEPS)
-        a.runs.codes[left] = ensembles.UNFINISHED
-        self.others.queue, self.compiled = left.tolist(), False
-        return not len(left)
+        return bool(code == ensembles.FINISHED)
 
-    def leave(self) -> None:
-        """Keep what there is of a run by itself; the compiled loop has kept the others."""
-        self.others.leave()
+
+class LaneWorker(CompiledWorker):
+    """Runs side by side; those under way go on while others come."""
+
+    def __init__(self, all_runs: Flows, width: int) -> None:
+        super().__init__(all_runs)
+        o = all_runs.objective
+        self.lanes = lanes.new_lanes(width, o.size, o.work.size, self.tableau)
+        self.passed = lanes.new_passed(self.lanes, self.tableau)
+        self.cursor, self.end = np.zeros(5, dtype=np.int64), 0
+
+    def begin(self, first: int, end: int) -> None:
+        super().begin(first, end)
+        self.cursor[lanes.NEXT_RUN], self.end = first, end
+        self.cursor[lanes.MORE] = first < end
+
+    def go(self, budget: int) -> bool:
+        a = self.all
+        code = lanes.advance(
+            a.objective.lane_kernel,
+            *self.field,
+            self.tableau,
+            self.state,
+            self.lanes,
+            self.passed,
+            a.runs,
+            a.times,
+            self.cursor,
+            self.end,
+            a.rtol,
+            self.atol,
+            budget,
+            a.plain,
+        )
+        self.compiled_steps = int(self.cursor[lanes.STEPS])
+        if code == lanes.NARROW:
+            self.lanes = lanes.narrowed(self.lanes)
+            self.passed = lanes.new_passed(self.lanes, self.tableau)
+        return code in (ensembles.FINISHED, lanes.ROOM)
+
+    def advance(self, budget: int) -> bool:
+        if self.compiled and self.cursor[lanes.MORE]:  # the others once no more come
+            return self.go(budget)
+        return super().advance(budget)
 
 
 class SingleWorker:
@@ -210,6 +293,8 @@ class SingleWorker:
         self.queue = list(range(first, end))
 
     def advance(self, budget: int) -> bool:
+        if not self.queue:
+            return True
         a, runs, r = self.all, self.all.runs, self.queue[0]
         if self.run is None:
             self.objective.work = np.zeros_like(a.objective.work)

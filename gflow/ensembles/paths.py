@@ -64,7 +64,7 @@ class Paths(Runs):
     def codes(self) -> NDArray[np.int64]:
         return self.ended
 
-    def worker(self) -> Worker:
+    def worker(self, share: int) -> Worker:
         return PathWorker(self)
 
     def result(self, interrupted: bool, spec: dict[str, Any]) -> Ensemble:
@@ -99,6 +99,8 @@ class PathWorker:
 
     def advance(self, budget: int) -> bool:
         a = self.all
+        if self.r == self.end:
+            return True
         if self.path is None:
             chart = coordinates(a.objective, a.thetas[self.r], a.step_size)
             self.path = StochasticPath(a.objective, chart, a.at, a.step_size, a.dt, a.seeds[self.r], None)

@@ -29,7 +29,9 @@ class Worker(Protocol):
     @property
     def steps(self) -> int: ...
 
-    def begin(self, first: int, end: int) -> None: ...
+    def begin(self, first: int, end: int) -> None:
+        """Take the runs from ``first`` to before ``end``; no runs at all say that no more will come."""
+        ...
 
     def advance(self, budget: int) -> bool:
         """Make about so many steps; whether the runs are done."""
@@ -62,8 +64,8 @@ class Runs(ABC):
         """Why each run ended (R,)."""
 
     @abstractmethod
-    def worker(self) -> Worker:
-        """What one thread goes on with."""
+    def worker(self, share: int) -> Worker:
+        """What one thread goes on with, and the number of runs that fall to a thread."""
 
     @abstractmethod
     def result(self, interrupted: bool, spec: dict[str, Any]) -> Ensemble:
@@ -105,12 +107,13 @@ def drive(runs: Runs, jobs: int, progress: bool) -> bool:
     firsts, lock, stopping = iter(range(0, number, block)), threading.Lock(), threading.Event()
 
     def work() -> None:
-        worker, budget = runs.worker(), runs.first_budget
+        worker, budget = runs.worker(-(-number // threads)), runs.first_budget
         while True:
             with lock:
                 first = next(firsts, None)
+            last = first is None
             if first is None:
-                return
+                first = number
             worker.begin(first, min(first + block, number))
             while True:
                 if stopping.is_set():
@@ -120,6 +123,8 @@ def drive(runs: Runs, jobs: int, progress: bool) -> bool:
                     break
                 pace = (worker.steps - before) / max(time.perf_counter() - began, 1e-6)
                 budget = max(1, int(_STRETCH_SECONDS * pace))
+            if last:
+                return
 
     interrupts, came = Interrupts(), False
     with (

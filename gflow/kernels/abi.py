@@ -27,16 +27,19 @@ from numba.extending import NativeValue, register_model, unbox
 _floats = types.float64[::1]
 _ints = types.int64[::1]
 
-#: THE signatures.  ``gradient`` and ``hvp`` (the Hessian times v) write to ``out``; ``loss`` returns a number.
+#: THE signatures.  ``gradient`` and ``hvp`` (the Hessian times v) write to ``out``; ``loss`` returns a number;
+#: ``lane_gradient`` is the gradient of L states side by side, with ``theta``, ``work`` and ``out`` L times as long.
 SIGNATURES = {
     "gradient": types.void(types.float64, _floats, _floats, _ints, _floats, _floats),
     "loss": types.float64(types.float64, _floats, _floats, _ints, _floats),
     "hvp": types.void(types.float64, _floats, _floats, _floats, _ints, _floats, _floats),
+    "lane_gradient": types.void(types.float64, _floats, _floats, _ints, _floats, _floats),
 }
 ARGUMENTS = {
     "gradient": "(t, theta, data, dims, work, out) -> None",
     "loss": "(t, theta, data, dims, work) -> float",
     "hvp": "(t, theta, v, data, dims, work, out) -> None",
+    "lane_gradient": "(t, theta, data, dims, work, out) -> None",
 }
 
 
@@ -116,7 +119,7 @@ def as_kernel(function: Any, kind: str) -> Kernel:
     ----------
     function : numba dispatcher
         A function decorated with ``@njit``, without a signature of its own.
-    kind : {"gradient", "loss", "hvp"}
+    kind : {"gradient", "loss", "hvp", "lane_gradient"}
         Which of the signatures.
 
     Raises

@@ -55,7 +55,7 @@ class Descents(NamedTuple):
 
 
 @kernel
-def _restart(state, work, theta0):
+def restart(state, work, theta0):
     """Make a state what ``explicit.new_state`` makes for t = 0."""
     state.clock[:] = 0.0
     state.clock[explicit.ERROR_BEFORE] = 1.0
@@ -92,7 +92,7 @@ def flows(
     while place[RUN] < end:
         r = place[RUN]
         if not place[BEGUN]:
-            _restart(state, work, runs.starts[r])
+            restart(state, work, runs.starts[r])
             cursor[:] = 0
             atol[:] = runs.atols[r]
             place[BEGUN] = 1

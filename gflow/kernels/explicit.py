@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gflow.kernels.abi import kernel
+from gflow.kernels.elementary import exp2, log2
 from gflow.kernels.tableaus import Tableau
 
 Floats = NDArray[np.float64]
@@ -36,8 +37,8 @@ SETTLED, STEPPED, MOVED = range(3)
 # ... and in Output.cursor.
 SAVED, HISTORY, DENSE = range(3)
 
-# Why the last step was rejected, at REJECTED_LAST; 0 if it was accepted.
-_TOO_LARGE, _NOT_FINITE = 1, 2
+# Why the last step was rejected, at REJECTED_LAST, or the one before that, if it was not finite; else 0.
+_TOO_LARGE, _NOT_FINITE, _NOT_FINITE_BEFORE = 1, 2, 3
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
 _MOST_CHECKPOINTS = 32
@@ -45,7 +46,9 @@ _MOST_CHECKPOINTS = 32
 # measured, it is 4 to 9 times the largest error within the step on the problems tried, and at least twice.
 TRUSTED = 5.0
 # Below this many parameters plain loops in place beat calls.
-_FEW = 8
+FEW = 8
+# Up to this many parameters sums are taken from the first to the last, as lanes.py takes them, too.
+ORDERED = 32
 # Numbers of a vector that are gone through at a time where several passes follow upon each other.
 _TILE = 512
 
@@ -103,8 +106,20 @@ def copy(source, out):
 
 
 @kernel(fastmath={"reassoc"})
-def _take(g, stages, row):
+def _take_many(g, stages, row):
     """Row of the stages = -g; returns |g|^2, summed in vector registers."""
+    total = 0.0
+    for i in range(g.size):
+        stages[row, i] = -g[i]
+        total += g[i] * g[i]
+    return total
+
+
+@kernel(forceinline=True)
+def _take(g, stages, row):
+    """Row of the stages = -g; returns |g|^2."""
+    if g.size > ORDERED:
+        return _take_many(g, stages, row)
     total = 0.0
     for i in range(g.size):
         stages[row, i] = -g[i]
@@ -160,8 +175,20 @@ def _combine(out, theta, h, stages, index, weight, row, count):
 
 
 @kernel(fastmath={"reassoc"})
-def _squared_norm(error, theta, theta_new, rtol, atol):
+def _squared_norm_of_many(error, theta, theta_new, rtol, atol):
     """Sum of (error / (atol + rtol max(|theta|, |theta_new|)))^2, in vector registers."""
+    total = 0.0
+    for i in range(atol.size):
+        x = error[i] / (atol[i] + rtol * max(abs(theta[i]), abs(theta_new[i])))
+        total += x * x
+    return total
+
+
+@kernel
+def _squared_norm(error, theta, theta_new, rtol, atol):
+    """Sum of (error / (atol + rtol max(|theta|, |theta_new|)))^2."""
+    if atol.size > ORDERED:
+        return _squared_norm_of_many(error, theta, theta_new, rtol, atol)
     total = 0.0
     for i in range(atol.size):
         x = error[i] / (atol[i] + rtol * max(abs(theta[i]), abs(theta_new[i])))
@@ -191,7 +218,7 @@ def attempt(
     """Stages of one step of length h from theta at t; the result stands in ``theta_new``."""
     size = theta.size
     for r in range(1, last + 1):
-        if size < _FEW:  # a call costs more than the arithmetic
+        if size < FEW:  # a call costs more than the arithmetic
             for i in range(size):
                 x = 0.0
                 for j in range(count[r]):
@@ -209,7 +236,7 @@ def _error(index, weight, count, h, theta, theta_new, scratch, stages, rtol, ato
     """Error of an attempted step in units of the tolerance: Hairer's blend of both estimates."""
     high, low = 0.0, 0.0
     row, size = count.size - 2, theta.size
-    if size < _FEW:
+    if size < FEW:
         for i in range(size):
             x, y = 0.0, 0.0
             for j in range(count[row]):
@@ -462,6 +489,15 @@ def _start(gradient, data, dims, work, tableau, state, rtol, atol):
     keep_checkpoint(state)
 
 
+@kernel(forceinline=True)
+def next_step(error, before, good, after_rejected, exponent):
+    """Size of the next step in units of this one, by a PI controller; any error, too, that is not finite."""
+    log = log2(error)
+    power = (0.4 * log2(before) - 0.7 * log) / exponent if good else -log / exponent
+    factor = max(_SHRINK, _SAFETY * exp2(power))
+    return min(factor, (1.0 if after_rejected else _GROW) if good else factor)
+
+
 @kernel
 def at_rest(state):
     """Whether the speed has fallen to the part of its largest value at which to stop."""
@@ -521,7 +557,7 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
             return AT_REST
         t, h = clock[T], clock[H]
         if t + 0.1 * h == t:
-            return NON_FINITE if counters[REJECTED_LAST] == _NOT_FINITE else STEP_TOO_SMALL
+            return NON_FINITE if counters[REJECTED_LAST] >= _NOT_FINITE else STEP_TOO_SMALL
         attempt(
             gradient,
             data,
@@ -559,14 +595,10 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
         if not good:
             counters[REJECTED] += 1
             counters[REJECTED_LAST] = _TOO_LARGE if error < np.inf else _NOT_FINITE
-            clock[H] = h * (max(_SHRINK, _SAFETY * error ** (-1.0 / exponent)) if error < np.inf else _SHRINK)
+            clock[H] = h * next_step(error, clock[ERROR_BEFORE], False, False, exponent)
             continue
-        factor = _GROW
-        if error > 0.0:
-            factor = _SAFETY * error ** (-0.7 / exponent) * clock[ERROR_BEFORE] ** (0.4 / exponent)
-            factor = min(_GROW, max(_SHRINK, factor))
-        if counters[REJECTED_LAST]:
-            factor = min(factor, 1.0)
+        rejected = counters[REJECTED_LAST]
+        factor = next_step(error, clock[ERROR_BEFORE], True, 0 < rejected < _NOT_FINITE_BEFORE, exponent)
         clock[ERROR_BEFORE] = max(error, 1e-4)
         clock[T_BEFORE], clock[H_BEFORE], clock[DISSIPATION_BEFORE] = t, h, clock[DISSIPATION]
         clock[T], clock[H] = t + h, h * factor
@@ -576,7 +608,8 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
             theta_before[i] = theta[i]
             theta[i] = theta_new[i]
         counters[ACCEPTED] += 1
-        counters[FRESH], counters[REJECTED_LAST] = STEPPED, 0
+        counters[FRESH] = STEPPED
+        counters[REJECTED_LAST] = _NOT_FINITE_BEFORE if rejected == _NOT_FINITE else 0
         if dense_times.shape[0] == 0:
             counters[EXTRA_DONE], counters[PROBED] = 0, UNKNOWN
         keep_checkpoint(state)

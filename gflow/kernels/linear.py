@@ -28,6 +28,7 @@ import numpy as np
 from gflow.kernels import losses
 from gflow.kernels.abi import kernel
 from gflow.kernels.products import (
+    SMALL,
     loop_mul,
     loop_mul_nt,
     loop_mul_tn,
@@ -196,9 +197,12 @@ def _widest(dims):
 
 @kernel(forceinline=True)
 def _one_output(theta, dims):
-    """Whether all products are small ones of a vector, if the layers are multiplied before the samples."""
+    """Whether all products are small ones of a vector, if the layers are multiplied before the samples.
+
+    Not for what ``serves_lanes``, whose sums are taken in another order.
+    """
     return (
-        dims[0] >= SAMPLES
+        (dims[0] > SAMPLES or (dims[0] == SAMPLES and theta.size * dims[3] > _FEW))
         and dims[2] == 1
         and dims[3] > 1
         and theta.size <= _LONG
@@ -392,6 +396,178 @@ def gradient(t, theta, data, dims, work, out):
         _gradient_by_outputs(theta, data, dims, work, out)
     else:
         _gradient_of_many(theta, data, dims, work, out)
+
+
+@kernel
+def _mul_in_lanes(a, i0, ai, al, b, j0, bl, bj, out, k0, rows, inner, cols, lanes):
+    """out = a b for each lane: a[i, l] stands at i0 + i ai + l al, b[l, j] at j0 + l bl + j bj, one number for each lane."""
+    for i in range(rows):
+        for j in range(cols):
+            p, q = i0 + i * ai, j0 + j * bj
+            x, y = a[p * lanes : (p + 1) * lanes], b[q * lanes : (q + 1) * lanes]
+            o = out[(k0 + i * cols + j) * lanes : (k0 + i * cols + j + 1) * lanes]
+            for n in range(lanes):
+                o[n] = 0.0 + x[n] * y[n]
+            for l in range(1, inner):
+                p, q = i0 + i * ai + l * al, j0 + j * bj + l * bl
+                x, y = a[p * lanes : (p + 1) * lanes], b[q * lanes : (q + 1) * lanes]
+                for n in range(lanes):
+                    o[n] += x[n] * y[n]
+
+
+@kernel
+def _mul_by_data_in_lanes(a, i0, ai, al, data, j0, bl, bj, out, k0, rows, inner, cols, lanes):
+    """The same for a matrix b of data, one for all lanes."""
+    for i in range(rows):
+        for j in range(cols):
+            p, y = i0 + i * ai, data[j0 + j * bj]
+            x = a[p * lanes : (p + 1) * lanes]
+            o = out[(k0 + i * cols + j) * lanes : (k0 + i * cols + j + 1) * lanes]
+            for n in range(lanes):
+                o[n] = 0.0 + x[n] * y
+            for l in range(1, inner):
+                p, y = i0 + i * ai + l * al, data[j0 + j * bj + l * bl]
+                x = a[p * lanes : (p + 1) * lanes]
+                for n in range(lanes):
+                    o[n] += x[n] * y
+
+
+@kernel
+def _difference_in_lanes(work, p, data, target, out, k, count, scale, lanes):
+    """out = scale (work - target) for ``count`` numbers of each lane."""
+    for i in range(count):
+        y = data[target + i]
+        x, o = work[(p + i) * lanes : (p + i + 1) * lanes], out[(k + i) * lanes : (k + i + 1) * lanes]
+        for n in range(lanes):
+            o[n] = scale * (x[n] - y)
+
+
+@kernel
+def _residual_derivative_in_lanes(work, p, d, data, dims, rest, lanes):
+    """``_residual_derivative`` of the objectives of ``lane_gradient``."""
+    objective, inputs, outputs, m = dims[0], dims[1], dims[2], dims[3]
+    scale, size = 2.0 * data[0], outputs * _columns(dims)
+    if objective == COVARIANCE:
+        cross = _HEADER + inputs * inputs
+        _mul_by_data_in_lanes(
+            work, p, inputs, 1, data, _HEADER, inputs, 1, work, d, outputs, inputs, inputs, lanes
+        )
+        _difference_in_lanes(work, d, data, cross, work, d, size, scale, lanes)
+    elif objective == SENSING:
+        _mul_by_data_in_lanes(work, p, size, 1, data, _HEADER, 1, size, work, rest, 1, size, m, lanes)
+        _difference_in_lanes(work, rest, data, _HEADER + m * size, work, rest, m, scale, lanes)
+        _mul_by_data_in_lanes(work, rest, m, 1, data, _HEADER, size, 1, work, d, 1, m, size, lanes)
+    elif objective == COMPLETION:
+        for i in range(size):
+            observed, target = scale * data[_HEADER + size + i], data[_HEADER + i]
+            x = work[(p + i) * lanes : (p + i + 1) * lanes]
+            o = work[(d + i) * lanes : (d + i + 1) * lanes]
+            for n in range(lanes):
+                o[n] = observed * (x[n] - target)
+    else:
+        target = _HEADER + (inputs * m if objective == SAMPLES else 0)
+        _difference_in_lanes(work, p, data, target, work, d, size, scale, lanes)
+
+
+@kernel
+def _numbers_in_lanes(theta, data, dims, work, out, lanes):
+    """``_gradient_of_numbers`` for each lane."""
+    depth = dims[4]
+    covariance = data[_HEADER] if dims[0] == COVARIANCE else 1.0
+    cross = data[_HEADER + 1] if dims[0] == COVARIANCE else data[_HEADER]
+    scale, p, d = 2.0 * data[0], theta[0:lanes], out[0:lanes]
+    for layer in range(1, depth - 1):
+        x, above = theta[layer * lanes : (layer + 1) * lanes], work[layer * lanes : (layer + 1) * lanes]
+        for n in range(lanes):
+            above[n] = p[n] * x[n]
+        p = above
+    if depth == 1:
+        for n in range(lanes):
+            d[n] = scale * (p[n] * covariance - cross)
+        return
+    x = theta[(depth - 1) * lanes : depth * lanes]
+    for n in range(lanes):
+        d[n] = scale * (p[n] * x[n] * covariance - cross)
+    for layer in range(depth - 1, 0, -1):
+        below = theta if layer == 1 else work  # the product of one number is itself
+        p = below[(layer - 1) * lanes : layer * lanes]
+        x, o = theta[layer * lanes : (layer + 1) * lanes], out[layer * lanes : (layer + 1) * lanes]
+        for n in range(lanes):
+            o[n] = d[n] * p[n]
+            d[n] *= x[n]
+
+
+@kernel
+def _few_in_lanes(theta, data, dims, work, out, lanes):
+    """``_gradient_of_few`` for each lane."""
+    depth, columns, samples = dims[4], _columns(dims), dims[0] >= SAMPLES
+    weight, store, previous, widest = 0, 0, 0, dims[_WIDTHS]
+    for layer in range(depth):
+        cols, rows = dims[_WIDTHS + layer], dims[_WIDTHS + layer + 1]
+        widest = max(widest, rows)
+        if layer > 0:
+            _mul_in_lanes(
+                theta, weight, cols, 1, work, previous, columns, 1, work, store, rows, cols, columns, lanes
+            )
+        elif samples:
+            _mul_by_data_in_lanes(
+                theta, weight, cols, 1, data, _HEADER, columns, 1, work, store, rows, cols, columns, lanes
+            )
+        else:
+            for i in range(rows * cols * lanes):
+                work[i] = theta[i]
+        previous = store
+        weight += rows * cols
+        store += rows * columns
+    d, d_below = store, store + widest * columns
+    _residual_derivative_in_lanes(work, previous, d, data, dims, store + 2 * widest * columns, lanes)
+    for layer in range(depth - 1, 0, -1):
+        cols, rows = dims[_WIDTHS + layer], dims[_WIDTHS + layer + 1]
+        weight -= rows * cols
+        previous -= cols * columns
+        _mul_in_lanes(
+            work, d, columns, 1, work, previous, 1, columns, out, weight, rows, columns, cols, lanes
+        )
+        _mul_in_lanes(theta, weight, 1, cols, work, d, columns, 1, work, d_below, cols, rows, columns, lanes)
+        d, d_below = d_below, d
+    cols, rows = dims[_WIDTHS], dims[_WIDTHS + 1]
+    if samples:
+        _mul_by_data_in_lanes(
+            work, d, columns, 1, data, _HEADER, 1, columns, out, 0, rows, columns, cols, lanes
+        )
+    else:
+        below = work[d * lanes : (d + rows * cols) * lanes]
+        for i in range(rows * cols * lanes):
+            out[i] = below[i]
+
+
+@kernel
+def lane_gradient(t, theta, data, dims, work, out):
+    """Gradient of many small networks side by side: that of ``gradient``, to the bit; the lane stands last.
+
+    For the networks and objectives of ``serves_lanes``.
+    """
+    size = 0
+    for layer in range(dims[4]):
+        size += dims[_WIDTHS + layer] * dims[_WIDTHS + layer + 1]
+    lanes = theta.size // size
+    if size == dims[4] and (dims[0] == COVARIANCE or dims[0] == FACTORIZATION):
+        _numbers_in_lanes(theta, data, dims, work, out, lanes)
+    else:
+        _few_in_lanes(theta, data, dims, work, out, lanes)
+    _add_decay(theta, data, out)
+
+
+def serves_lanes(dims: np.ndarray) -> bool:
+    """Whether ``lane_gradient`` is there for this: a small network, and an objective without exponentials or BLAS."""
+    objective, inputs, outputs, m = (int(x) for x in dims[:4])
+    if objective > SAMPLES:
+        return False
+    widths = [int(w) for w in dims[_WIDTHS:]]
+    size = sum(rows * cols for rows, cols in zip(widths[1:], widths[:-1], strict=True))
+    columns = m if objective >= SAMPLES else inputs
+    inner = {COVARIANCE: outputs * inputs**2, SENSING: m * outputs * inputs}.get(objective, 0)
+    return size * columns <= _FEW and inner <= SMALL
 
 
 @kernel

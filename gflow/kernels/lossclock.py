@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gflow.kernels import explicit, exponentials, piecewise
+from gflow.kernels import elementary, explicit, piecewise
 from gflow.kernels.abi import kernel
 from gflow.kernels.explicit import (
     ACCEPTED,
@@ -76,7 +76,7 @@ def new_clock(levels: Floats, level: float, degree: int) -> Clock:
 def _log_add(a, b):
     """log(e^a + e^b)."""
     top, low = max(a, b), min(a, b)
-    return top if low == -np.inf else top + exponentials.log1p(exponentials.exp(low - top))
+    return top if low == -np.inf else top + elementary.log1p(elementary.exp(low - top))
 
 
 @kernel(forceinline=True)
@@ -140,7 +140,7 @@ def _log_time(rise, h, x):
             width *= 0.5
         low = high - width
         for q in range(_NODES.size):
-            total += width * _WEIGHTS[q] * exponentials.exp(_at(rise, low + width * _NODES[q]) - end)
+            total += width * _WEIGHTS[q] * elementary.exp(_at(rise, low + width * _NODES[q]) - end)
         high = low
     return np.log(h * total)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gflow.kernels import exponentials
+from gflow.kernels import elementary
 from gflow.kernels.abi import kernel
 
 SQUARE, LOGISTIC, EXPONENTIAL, SOFTMAX, LOG_LOGISTIC, LOG_EXPONENTIAL, LOG_SOFTMAX = range(7)
@@ -42,7 +42,7 @@ def _others(right, k, n, work, f, i):
     total = 0.0
     for a in range(k):
         if a != right:
-            total += exponentials.exp(work[f + a * n + i] - top)
+            total += elementary.exp(work[f + a * n + i] - top)
     return top, total
 
 
@@ -66,13 +66,13 @@ def _lowest(k, n, data, y, work, f):
 @kernel(forceinline=True, fastmath={"contract"})
 def _small(m):
     """log(1 + e^-m)."""
-    return exponentials.log1p(exponentials.exp(-abs(m))) + max(-m, 0.0)
+    return elementary.log1p(elementary.exp(-abs(m))) + max(-m, 0.0)
 
 
 @kernel(forceinline=True, fastmath={"contract"})
 def _pull(m):
     """-l'(m) of the logistic loss."""
-    u = exponentials.exp(-abs(m))
+    u = elementary.exp(-abs(m))
     return (u if m > 0.0 else 1.0) / (1.0 + u)
 
 
@@ -94,10 +94,10 @@ def _powers(shift, n, data, y, work, f, out):
     labels, outputs, powers = data[y : y + n], work[f : f + n], work[out : out + n]
     if shift == shift:
         for i in range(n):
-            powers[i] = exponentials.exp(shift - labels[i] * outputs[i])
+            powers[i] = elementary.exp(shift - labels[i] * outputs[i])
     else:
         for i in range(n):
-            powers[i] = exponentials.exp(-abs(labels[i] * outputs[i]))
+            powers[i] = elementary.exp(-abs(labels[i] * outputs[i]))
 
 
 @kernel(forceinline=True)
@@ -136,7 +136,7 @@ def _sum_of_logarithms(n, work, u):
             i += 1
         a += b + a * b
         c += d + c * d
-        total += exponentials.log1p(a + (c + a * c))
+        total += elementary.log1p(a + (c + a * c))
     return total
 
 
@@ -186,7 +186,7 @@ def value(code, factor, k, n, data, y, work, f):
         far = low > _LARGE  # every loss is e^-m
         for i in range(n):
             m = _margin(k, n, data, y, work, f, i)
-            total += exponentials.exp(low - m) if far else _small(m)
+            total += elementary.exp(low - m) if far else _small(m)
         return np.log(factor * total) - (low if far else 0.0)
     if code >= LOG_LOGISTIC:
         low = _lowest_of_one(n, data, y, work, f)
@@ -266,14 +266,14 @@ def _log_softmax_derivative(k, n, data, y, work, f, out):
     far = low > _LARGE
     for i in range(n):
         m = _margin(k, n, data, y, work, f, i)
-        work[out + i] = exponentials.exp(low - m) if far else _pull(m)
+        work[out + i] = elementary.exp(low - m) if far else _pull(m)
         total += work[out + i] if far else _small(m)
     for i in range(n):
         pull = work[out + i] / total
         right = _class(k, n, data, y, i)
         highest, others = _others(right, k, n, work, f, i)
         for a in range(k):
-            work[out + a * n + i] = pull * exponentials.exp(work[f + a * n + i] - highest) / others
+            work[out + a * n + i] = pull * elementary.exp(work[f + a * n + i] - highest) / others
         work[out + right * n + i] = -pull
 
 

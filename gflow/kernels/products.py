@@ -12,7 +12,7 @@ import numpy as np
 from gflow.kernels.abi import kernel
 
 # Below this many multiplications a plain loop beats the call of a BLAS routine (measured).
-_SMALL = 128
+SMALL = 128
 
 
 @kernel(counted=True)
@@ -39,7 +39,7 @@ def loop_mul(a, i0, b, j0, out, k0, rows, inner, cols):
 @kernel
 def mul(a, i0, b, j0, out, k0, rows, inner, cols):
     """out = a b for matrices (rows, inner) and (inner, cols) that start at i0, j0, k0 of flat arrays."""
-    if rows * inner * cols > _SMALL:
+    if rows * inner * cols > SMALL:
         _mul_blas(a, i0, b, j0, out, k0, rows, inner, cols)
         return
     loop_mul(a, i0, b, j0, out, k0, rows, inner, cols)
@@ -64,7 +64,7 @@ def loop_mul_tn(a, i0, b, j0, out, k0, rows, inner, cols):
 @kernel
 def mul_tn(a, i0, b, j0, out, k0, rows, inner, cols):
     """out = a^T b for matrices (inner, rows) and (inner, cols)."""
-    if rows * inner * cols > _SMALL:
+    if rows * inner * cols > SMALL:
         _mul_tn_blas(a, i0, b, j0, out, k0, rows, inner, cols)
         return
     loop_mul_tn(a, i0, b, j0, out, k0, rows, inner, cols)
@@ -89,7 +89,7 @@ def loop_mul_nt(a, i0, b, j0, out, k0, rows, inner, cols):
 @kernel
 def mul_nt(a, i0, b, j0, out, k0, rows, inner, cols):
     """out = a b^T for matrices (rows, inner) and (cols, inner)."""
-    if rows * inner * cols > _SMALL:
+    if rows * inner * cols > SMALL:
         _mul_nt_blas(a, i0, b, j0, out, k0, rows, inner, cols)
         return
     loop_mul_nt(a, i0, b, j0, out, k0, rows, inner, cols)

@@ -37,6 +37,11 @@ class Model(Protocol):
         numba function ``loss(t, theta, data, dims, work) -> float``.
     ``hvp``
         numba function ``hvp(t, theta, v, data, dims, work, out)``: Hessian times ``v``.
+    ``lane_gradient(dims)``
+        numba function ``lane_gradient(t, theta, data, dims, work, out)`` that writes the gradients at L states side by
+        side, for ensembles of small networks; or None where there is none for such ``dims``.  ``theta`` and ``out`` are
+        (P L,), parameter by parameter, and ``work`` is L times as long as for one; each gradient has the bits of
+        ``gradient``.  t is of no meaning here.
     ``invariants(theta)``
         The conserved quantities (M,) and the size (M,) of the terms that cancel in each; with an attribute
         ``invariants_decay`` r they fall as e^(−rμt) under weight decay μ.

@@ -160,6 +160,10 @@ class DeepLinear(Layered):
         self.check_problem(problem, self.widths[0], self.widths[-1])
         return _kernel_arguments(self, problem, self.widths)
 
+    def lane_gradient(self, dims: NDArray[np.int64]) -> Any:
+        """The compiled gradient of many small networks side by side, or None."""
+        return kernels.lane_gradient if kernels.serves_lanes(dims) else None
+
     def batch_arguments(self, problem: Problem, size: int) -> BatchArguments:
         """What the kernels need for batches of so many samples or measurements."""
         self.check_problem(problem, self.widths[0], self.widths[-1])

@@ -108,7 +108,7 @@ def step_inside(model, problem, theta):
 @pytest.mark.parametrize("sizes", [(5, 3, 4), (1, 1, 1), (9, 8, 11)])
 def test_loss_gradient_and_hvp(loss, outputs, slope, train_outer, weight_decay, sizes):
     """Equal the definitions to rounding, and each other's central differences to the differences' accuracy."""
-    assert 9 * 8 * 11 > products._SMALL > 5 * 3 * 4
+    assert 9 * 8 * 11 > products.SMALL > 5 * 3 * 4
     model, problem, theta = random_case(
         loss, outputs, sizes, weight_decay=weight_decay, slope=slope, train_outer=train_outer
     )

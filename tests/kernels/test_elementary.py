@@ -1,11 +1,12 @@
-"""The house's exponential and logarithm against mpmath."""
+"""The house's exponentials and logarithms against mpmath and numpy."""
 
 from __future__ import annotations
 
 import mpmath
 import numpy as np
+import pytest
 
-from gflow.kernels import exponentials, losses
+from gflow.kernels import elementary, losses
 from gflow.kernels.abi import kernel
 
 EPS = np.finfo(float).eps
@@ -14,13 +15,13 @@ EPS = np.finfo(float).eps
 @kernel
 def _exps(x, out):
     for i in range(x.size):
-        out[i] = exponentials.exp(x[i])
+        out[i] = elementary.exp(x[i])
 
 
 @kernel
 def _logs(x, out):
     for i in range(x.size):
-        out[i] = exponentials.log1p(x[i])
+        out[i] = elementary.log1p(x[i])
 
 
 def of(function, x):
@@ -45,6 +46,41 @@ def test_logarithm_to_rounding():
     with mpmath.workdps(400):
         exact = np.array([float(mpmath.log(1 + mpmath.mpf(v))) for v in u])
     np.testing.assert_allclose(of(_logs, u), exact, rtol=3 * EPS, atol=0)
+
+
+@kernel
+def _log2(x, out):
+    for i in range(x.size):
+        out[i] = elementary.log2(x[i])
+
+
+@kernel
+def _exp2(x, out):
+    for i in range(x.size):
+        out[i] = elementary.exp2(x[i])
+
+
+@pytest.mark.parametrize(
+    ("function", "referee", "lowest", "highest"),
+    [(_log2, np.log2, 1e-300, 1e300), (_exp2, np.exp2, -990.0, 990.0)],
+)
+def test_powers(function, referee, lowest, highest):
+    rng = np.random.default_rng(0)
+    if lowest > 0:
+        x = np.concatenate(
+            [np.exp(rng.uniform(np.log(lowest), np.log(highest), 4001)), 1 + rng.uniform(-0.5, 1, 4001)]
+        )
+    else:
+        x = np.concatenate([rng.uniform(lowest, highest, 4001), rng.uniform(-1, 1, 4001)])
+    out, alone = np.empty_like(x), np.empty(1)
+    function(x, out)
+    if lowest > 0:
+        np.testing.assert_allclose(out, referee(x), rtol=0, atol=1e-8)
+    else:
+        np.testing.assert_allclose(out, referee(x), rtol=1e-8)
+    for i in range(0, x.size, 37):  # one number is not in a vector register
+        function(x[i : i + 1], alone)
+        assert alone[0] == out[i]
 
 
 def test_a_loss_of_many_samples_is_their_sum():
