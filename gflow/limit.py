@@ -6,8 +6,8 @@ the size of what is left to go.  They are told apart by Weyl's inequality: no ei
 the limit by more than the norm of the Hessian's change.  A Newton step on the stiff directions alone leaves a
 remainder that is quadratic in its length (on all directions it would invert the valley's noise).  The remainder's
 constant is measured: by the difference of the limits seen from two states of the flow, one further along than the
-other.  A gradient that remains along the valley, and does not fall as a quadratic would, is a slower approach: the
-flow goes on.  What is slower than rounding shows (rates below some 1e-13 of the largest) counts as standing still.
+other.  A gradient that remains along the valley, above rounding, may be a slower approach: the flow goes on.  What
+is slower than rounding shows (rates below some 1e-13 of the largest) counts as standing still.
 
 A flow that nears its limit like a power of t has no such gap: the power is fitted to the speeds at geometrically
 spaced times.  A flow that comes to rest where the Hessian has a negative eigenvalue, and is off that direction by
@@ -203,14 +203,14 @@ class Seeker:
         """A saddle that the flow does not leave: it is off the unstable directions by rounding at most."""
         if view.lowest >= -view.noise or view.unstable > _ROUNDING * float(np.linalg.norm(view.theta)):
             return None
-        bound = self._remainder(view)
+        bound = self._remainder(view, part)
         if bound is None or (bound > self._wanted(view) and part > _LAST_LOOK_AT_SADDLE):
             return None
         return view.limit, Limit(
             "saddle", bound, stiff=view.stiff, slowest=view.slowest, lowest=view.lowest, reached=view.t
         )
 
-    def _remainder(self, view: _View) -> float | None:
+    def _remainder(self, view: _View, part: float) -> float | None:
         """Bound on what a Newton step leaves, from the step before; None if it does not look quadratic."""
         if len(self.views) < 2:
             return None
@@ -219,13 +219,15 @@ class Seeker:
             return None
         if before.stiff != view.stiff or before.step == 0.0:
             return None
-        if view.left > before.left * view.step / before.step:  # something slower goes on along the valley
+        # something slower goes on along the valley, or may: what a Newton step leaves would still hide it
+        ratio = view.step / before.step
+        if view.left > (2.0 * before.left * ratio**2 if part <= _LAST_LOOK else 0.0):
             return None
         apart = float(np.linalg.norm(before.limit - view.limit))
         if apart > _SOLVED * before.step:
             return None
         rounding = 10 * _EPS * float(np.linalg.norm(view.theta))
-        return _SAFETY * apart * (view.step / before.step) ** 2 + rounding
+        return _SAFETY * apart * ratio**2 + rounding
 
     def _leaves(self, view: _View, before: _View) -> bool:
         """Whether there is a lasting negative eigenvalue, even one that the noise still hides."""
@@ -238,7 +240,7 @@ class Seeker:
     def _minimum(self, view: _View, part: float) -> tuple[Array, Limit] | None:
         if view.lowest < -view.noise or (len(self.views) > 1 and self._leaves(view, self.views[-2])):
             return None
-        bound = self._remainder(view)
+        bound = self._remainder(view, part)
         if bound is None or (bound > self._wanted(view) and part > _LAST_LOOK):
             return None
         return view.limit, Limit(

@@ -99,7 +99,8 @@ def mul_nt(a, i0, b, j0, out, k0, rows, inner, cols):
 def times(a, i0, x, j0, out, k0, rows, cols):
     """out = a x for a matrix (rows, cols) and a vector; four rows a pass, in vector registers.
 
-    Inlined, since handing over three arrays takes as long as a small product.  The views tell the compiler that no index is negative, without which it makes no vectors.
+    Inlined, since handing over three arrays takes as long as a small product.  The views tell the compiler that no
+    index is negative, without which it makes no vectors.
     """
     matrix, vector, result = a[i0 : i0 + rows * cols], x[j0 : j0 + cols], out[k0 : k0 + rows]
     i = 0
@@ -125,9 +126,17 @@ def times(a, i0, x, j0, out, k0, rows, cols):
 def times_transposed(a, i0, x, j0, out, k0, rows, cols):
     """out = a^T x for a matrix (rows, cols) and a vector, as ``times`` goes."""
     matrix, result, p = a[i0 : i0 + rows * cols], out[k0 : k0 + cols], x[j0]
-    for j in range(cols):
-        result[j] = p * matrix[j]
-    add_transposed(a, i0 + cols, x, j0 + 1, out, k0, rows - 1, cols)
+    first = 4 if rows >= 4 else 1
+    if rows >= 4:
+        q, r, s = x[j0 + 1], x[j0 + 2], x[j0 + 3]
+        for j in range(cols):
+            result[j] = (
+                p * matrix[j] + q * matrix[cols + j] + r * matrix[2 * cols + j] + s * matrix[3 * cols + j]
+            )
+    else:
+        for j in range(cols):
+            result[j] = p * matrix[j]
+    add_transposed(a, i0 + first * cols, x, j0 + first, out, k0, rows - first, cols)
 
 
 @kernel(forceinline=True, fastmath={"reassoc", "contract"})
