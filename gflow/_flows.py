@@ -26,6 +26,16 @@ _NO_DENSE = np.empty((0, 2)), np.empty((0, 1, 1))
 _COARSE = 1e4
 
 
+def _take_over(array: Array, before: dict[str, Array], name: str) -> None:
+    """Fill an array of a run's state from a trajectory's."""
+    if name not in before or np.shape(before[name]) != array.shape:
+        came = np.shape(before[name]) if name in before else "nothing"
+        raise ValueError(
+            f"start must be a trajectory of this version of gflow; its state has {came} for {name!r}, not {array.shape}"
+        )
+    array[:] = before[name]
+
+
 def begin(
     objective: Objective, method: str, theta: Array, times: Array, rtol: float, atol: float, events: bool,
     dense: bool = False, rest: float = 0.0, before: dict[str, Array] | None = None, clock: str = "time",
@@ -35,7 +45,7 @@ def begin(
     state = explicit.new_state(theta, 0.0, tableau)
     if before is not None:
         for name, array in state._asdict().items():
-            array[:] = before[name]
+            _take_over(array, before, name)
     state.clock[explicit.REST] = rest
     located = events and hasattr(objective.model, "piecewise")
     kind: type[Flow]
@@ -303,7 +313,7 @@ class StiffFlow(Flow):
         if before is not None and "stiff_numbers" in before:
             self.stiff = stiff.new_stiff(objective.size)
             for name in stiff.KEPT:
-                getattr(self.stiff, name)[:] = before[f"stiff_{name}"]
+                _take_over(getattr(self.stiff, name), before, f"stiff_{name}")
         if self.kind == stiff.BDF:
             objective.hvp(state.theta, state.theta)  # what is wrong with it shows here
         super().__init__(objective, self._name, tableau, state, times, rtol, *more)

@@ -203,15 +203,19 @@ class Seeker:
         """A saddle that the flow does not leave: it is off the unstable directions by rounding at most."""
         if view.lowest >= -view.noise or view.unstable > _ROUNDING * float(np.linalg.norm(view.theta)):
             return None
-        bound = self._remainder(view, part)
-        if bound is None or (bound > self._wanted(view) and part > _LAST_LOOK_AT_SADDLE):
+        last = part <= _LAST_LOOK_AT_SADDLE
+        bound = self._remainder(view, last)
+        if bound is None or (bound > self._wanted(view) and not last):
             return None
         return view.limit, Limit(
             "saddle", bound, stiff=view.stiff, slowest=view.slowest, lowest=view.lowest, reached=view.t
         )
 
-    def _remainder(self, view: _View, part: float) -> float | None:
-        """Bound on what a Newton step leaves, from the step before; None if it does not look quadratic."""
+    def _remainder(self, view: _View, last: bool) -> float | None:
+        """Bound on what a Newton step leaves, from the step before; None where it leaves more than rounding.
+
+        At the last look it may leave what is quadratic in its length.
+        """
         if len(self.views) < 2:
             return None
         before = self.views[-2]
@@ -221,7 +225,7 @@ class Seeker:
             return None
         # something slower goes on along the valley, or may: what a Newton step leaves would still hide it
         ratio = view.step / before.step
-        if view.left > (2.0 * before.left * ratio**2 if part <= _LAST_LOOK else 0.0):
+        if view.left > (2.0 * before.left * ratio**2 if last else 0.0):
             return None
         apart = float(np.linalg.norm(before.limit - view.limit))
         if apart > _SOLVED * before.step:
@@ -240,8 +244,9 @@ class Seeker:
     def _minimum(self, view: _View, part: float) -> tuple[Array, Limit] | None:
         if view.lowest < -view.noise or (len(self.views) > 1 and self._leaves(view, self.views[-2])):
             return None
-        bound = self._remainder(view, part)
-        if bound is None or (bound > self._wanted(view) and part > _LAST_LOOK):
+        last = part <= _LAST_LOOK
+        bound = self._remainder(view, last)
+        if bound is None or (bound > self._wanted(view) and not last):
             return None
         return view.limit, Limit(
             "minimum", bound, stiff=view.stiff, slowest=view.slowest, lowest=view.lowest, reached=view.t

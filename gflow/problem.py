@@ -265,7 +265,7 @@ class Problem:
 
     @cached_property
     def _views(self) -> dict[Any, Any]:
-        """Where objectives keep what they pack of this problem; a property, so that it is none of its state."""
+        """Where objectives keep what they pack of this problem; none of its fields, which tell problems apart."""
         return {}
 
     @cached_property

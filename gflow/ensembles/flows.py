@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gflow._check import finite_array, plain_array, positive, positive_int
+from gflow._check import boolean, finite_array, plain_array, positive, positive_int
 from gflow._flows import EXPLICIT, Flow, begin, pair
 from gflow._memory import refuse_if_too_large
 from gflow._run import Array, Watch, versions
@@ -51,10 +51,8 @@ class Flows(Runs):
     ) -> None:  # fmt: skip
         self.times = check_times(t, 0.0, None, "time")
         self.max_steps = positive_int("max_steps", max_steps)
-        if not isinstance(events, bool | np.bool_):
-            raise ValueError(f"events must be True or False; got {events!r:.80}")
         starts = finite_array("thetas", thetas, ("R", objective.size))
-        self.rtol, model, self.events = check_rtol(rtol), objective.model, bool(events)
+        self.rtol, model, self.events = check_rtol(rtol), objective.model, boolean("events", events)
         self.located = self.events and hasattr(model, "piecewise")
         if self.located:
             _check_piecewise(model, starts)

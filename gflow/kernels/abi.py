@@ -82,13 +82,13 @@ register_model(KernelType)(FunctionModel)  # in compiled code it is what numba's
 
 
 @unbox(KernelType)
-def _unbox(kind: Any, kernel: Any, c: Any) -> NativeValue:
+def _unbox(kind: Any, function: Any, c: Any) -> NativeValue:
     """Read the address where it stands, for which numba would go through thirty functions of Python, three microseconds."""
     made = cgutils.create_struct_proxy(kind)(c.context, c.builder)
-    address = c.pyapi.object_getattr_string(kernel, "address")
+    address = c.pyapi.object_getattr_string(function, "address")
     made.c_addr = c.pyapi.long_as_voidptr(address)
     c.pyapi.decref(address)
-    made.py_addr = c.builder.ptrtoint(kernel, c.context.get_value_type(types.voidptr))
+    made.py_addr = c.builder.ptrtoint(function, c.context.get_value_type(types.voidptr))
     return NativeValue(made._getvalue())
 
 

@@ -5,8 +5,8 @@ The loop integrates dtheta/dt = -grad L(theta) together with the dissipation q(t
 bit for bit, as if it had not.  Steps never depend on the times at which states are saved: those come
 from the interpolant.
 
-In the innermost functions arrays are indexed, not sliced, and handed over one by one: each view and
-each tuple costs numba reference counts that on a network of two parameters exceed the arithmetic.
+In the innermost functions arrays are indexed, not sliced, and handed over one by one, but where they are long: to make a
+view, or to take a tuple apart, costs more than the arithmetic of a network of two parameters.
 """
 
 from __future__ import annotations

@@ -80,8 +80,10 @@ def new_lanes(count: int, size: int, work: int, tableau: Tableau) -> Lanes:
     stages = len(tableau.node)
     counters = np.zeros((7, count), dtype=np.int64)
     counters[RUN] = FREE
+    clock = np.zeros((12, count))
+    clock[NEXT] = np.inf
     return _lanes(
-        np.zeros((12, count)), counters, np.zeros((size, count)), np.zeros((stages, size, count)),
+        clock, counters, np.zeros((size, count)), np.zeros((stages, size, count)),
         np.zeros((stages, count)), work,
     )  # fmt: skip
 
@@ -277,9 +279,8 @@ def _judge(tableau, lanes):
         high, low = highs[l], lows[l]
         error = abs(h[l]) * high / np.sqrt((high + 0.01 * low) * size)
         error = 0.0 if (high == 0.0) & (low == 0.0) else error
-        errors[l] = (
-            error if abs(reached[l]) < np.inf else np.inf
-        )  # of the new state; not all estimates hold it
+        # of the new state: not all estimates hold it
+        errors[l] = error if abs(reached[l]) < np.inf else np.inf
     for l in range(width):
         error = errors[l]
         accepted = error <= 1.0  # false for NaN

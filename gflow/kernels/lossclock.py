@@ -40,6 +40,7 @@ SETTLED = 20
 LEVEL, LEVEL_BEFORE, LOG_TIME, LOG_TIME_BEFORE, BASE, QUIET = range(6)
 
 _EPS = float(np.finfo(np.float64).eps)
+_TRIALS = 100  # of finding a level within a step
 # How far from a level the loss of its state may be: rounding.
 _CLOSE = 16.0 * _EPS
 # Rise of l on one panel of a quadrature, and how far below the end of a step e^l is nothing.
@@ -243,7 +244,7 @@ def _save_within(gradient, loss, data, dims, work, tableau, state, output, clock
     end = _at(rise, high)
     x = _part_at(rise, high, target - level_before, level - level_before)
     slope = _steepness(rise, x)
-    for trial in range(100):
+    for trial in range(_TRIALS):
         output.dissipation[place] = explicit.state_at(
             gradient, data, dims, work, tableau, state, begin + x * h, out, rtol, atol
         )
@@ -259,6 +260,8 @@ def _save_within(gradient, loss, data, dims, work, tableau, state, output, clock
             slope = (here - before) / (x - x_before)
         move = -here / slope
         if abs(here) <= _CLOSE * max(1.0, abs(target)) or abs(move) * h <= _EPS * (begin + x * h):
+            break
+        if high - low <= 4.0 * _EPS * high or trial == _TRIALS - 1:
             break
         if aside and abs(move) ** 3 <= 0.01 * rtol:
             x += _creep(gradient, loss, data, dims, work, tableau, state, out, move * h, target) / h

@@ -1,8 +1,7 @@
 """Products of matrices that lie in flat arrays, given by their offsets.
 
-Views cost numba more than the arithmetic of a small product, so that small ones are plain loops: the
-``loop_`` functions, which are inlined where they are called.  A function that only calls those is free of
-reference counts as well.
+Views for BLAS cost more than the arithmetic of a small product, so that small ones are plain loops: the ``loop_``
+functions, and those of a matrix and a vector, which are inlined where they are called.
 """
 
 from __future__ import annotations

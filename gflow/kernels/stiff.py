@@ -237,7 +237,7 @@ def _square(stiff, count, row):
     for j in range(count):
         for k in range(count):
             total += weights[row, j] * weights[row, k] * stiff.gram[places[j], places[k]]
-    return total
+    return max(total, 0.0)  # rounding
 
 
 @kernel
@@ -545,9 +545,8 @@ def store_dense(state, stiff, output):
         s = np.log1p((begin + _CHEBYSHEV[q] * h - newest) / newest)
         _value_weights(stiff.nodes, order + 1, s, weights, 2)
         _of_moves(weights, 2, order + 1)
-        weights[2, 0] += (
-            1.0  # seen from the step's start: the coefficients are large and would magnify its rounding
-        )
+        # seen from the step's start: the coefficients are large and would magnify its rounding
+        weights[2, 0] += 1.0
         _mix(stiff, order, 2, stiff.trial)
         for d in range(1, count):
             a = _TO_POWERS[d, q]

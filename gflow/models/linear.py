@@ -161,8 +161,9 @@ class DeepLinear(Layered):
         return _kernel_arguments(self, problem, self.widths)
 
     def lane_gradient(self, dims: NDArray[np.int64]) -> Any:
-        """The compiled gradient of many small networks side by side, or None."""
-        return kernels.lane_gradient if kernels.serves_lanes(dims) else None
+        """The compiled gradient of many small networks side by side, or None; also for a subclass with another gradient."""
+        same = self.gradient is kernels.gradient
+        return kernels.lane_gradient if same and kernels.serves_lanes(dims) else None
 
     def batch_arguments(self, problem: Problem, size: int) -> BatchArguments:
         """What the kernels need for batches of so many samples or measurements."""

@@ -515,7 +515,7 @@ def in_cone(w: ArrayLike, a: float, pull: ArrayLike, t: ArrayLike) -> tuple[Arra
     """w (T, d) and a (T,) of w' = a D, a' = w · D with a constant D = ``pull`` (d,), at times t (T,).
 
     With e = D / ‖D‖: a = a₀ cosh ‖D‖t + (w₀·e) sinh ‖D‖t, w·e likewise, and what is orthogonal to D stays.
-    A neuron too large for double precision has a = inf, and a w that is inf or NaN.
+    A neuron too large for double precision has an infinite a, and a w that is infinite or NaN.
     """
     start, d = np.asarray(w, dtype=np.float64), np.asarray(pull, dtype=np.float64)
     times, speed = np.atleast_1d(np.asarray(t, dtype=np.float64)), float(np.linalg.norm(d))

@@ -330,3 +330,24 @@ def test_narrower_lanes_keep_the_runs_that_are_under_way():
     np.testing.assert_array_equal(narrow.theta[:, :3], wide.theta[:, [3, 9, 30]])
     np.testing.assert_array_equal(narrow.clock[:, :3], wide.clock[:, [3, 9, 30]])
     assert narrow.flat_theta.base is narrow.theta and narrow.flat_stages.base is narrow.stages
+
+
+class Doubled(gflow.DeepLinear):
+    """A network of its own, twice as fast."""
+
+    gradient = property(lambda self: doubled)
+
+
+@kernel
+def doubled(t, theta, data, dims, work, out):
+    linear.gradient(t, theta, data, dims, work, out)
+    for i in range(out.size):
+        out[i] *= 2.0
+
+
+def test_a_subclass_with_its_own_gradient_has_no_lanes_of_the_other():
+    model, problem = Doubled((1, 1, 1)), gflow.Problem.factorization([[1.0]])
+    starts = np.repeat(np.linspace(0.1, 0.5, 12)[:, None], 2, axis=1)
+    runs = gflow.ensemble(model, problem, starts, 1.0)
+    for start, end in zip(starts, runs.theta[:, -1], strict=True):
+        same_bits(end, gflow.flow(model, problem, start, 1.0).end)
