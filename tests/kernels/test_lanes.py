@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numba
 import numpy as np
 import pytest
-from numba.core.runtime import _nrt_python
 
 import gflow
 from gflow.ensembles import flows as many_flows
@@ -302,20 +301,6 @@ def test_a_lane_gradient_of_ones_own(few_lanes):
     Bowl.lane_gradient = lambda self, dims: lambda *arguments: None
     with pytest.raises(ValueError, match=r"model\.lane_gradient must be a function decorated with numba"):
         gflow.ensemble(Bowl(), None, thetas, 1.0)
-
-
-def test_the_loop_allocates_nothing():
-    thetas = np.geomspace(1e-4, 1.0, 40)[:, None] * [1.0, 0.9]
-    arguments = Objective(SCALAR, UNIT), thetas, np.linspace(0.0, 5.0, 11), {}
-    options = {"method": "dop853", "rtol": 1e-6, "atol": 1e-10, "events": False, "max_steps": 10_000}
-    all_runs = many_flows.Flows(*arguments, **options)
-    worker = all_runs.worker(20)
-    worker.begin(0, 40)
-    worker.advance(50)
-    _nrt_python.memsys_enable_stats()
-    before = _nrt_python.memsys_get_stats_alloc()
-    worker.advance(500)
-    assert _nrt_python.memsys_get_stats_alloc() == before
 
 
 def test_narrower_lanes_keep_the_runs_that_are_under_way():
