@@ -88,9 +88,7 @@ class Flow:
         self.seeker: Seeker | None = None
         # the limit with what is said of it, while times to save still lie before it
         self.seen: tuple[Array, Limit, Status] | None = None
-        # a rough cost in units of a nanosecond, for the length of the first stretch
-        cost = len(tableau.node) * (objective.data.size + objective.work.size + 8 * objective.size + 100)
-        self.first_budget = int(min(max(2e7 / cost, 1), 10_000))
+        self.first_budget = int(min(max(2e7 / (len(tableau.node) * objective.nanoseconds), 1), 10_000))
         self._new_history()
         if dense:
             self._new_dense()
@@ -308,10 +306,10 @@ class StiffFlow(Flow):
     ) -> None:  # fmt: skip
         self.kind = stiff.AUTO if method == "auto" else stiff.BDF
         self.pair = pair(method, rtol)
-        self.stiff = stiff.new_stiff(objective.size) if self.kind == stiff.BDF else None
+        self.stiff = stiff.new_stiff(objective.size, objective.nanoseconds) if self.kind == stiff.BDF else None
         before = more[-1]
         if before is not None and "stiff_numbers" in before:
-            self.stiff = stiff.new_stiff(objective.size)
+            self.stiff = stiff.new_stiff(objective.size, objective.nanoseconds)
             for name in stiff.KEPT:
                 _take_over(getattr(self.stiff, name), before, f"stiff_{name}")
         if self.kind == stiff.BDF:
@@ -339,10 +337,10 @@ class StiffFlow(Flow):
     def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
         o = self.objective
         if self.stiff is None:  # few steps must not pay for what they do not need
-            wait = stiff.first_look(o.size) - self.steps
+            wait = stiff.first_look(o.nanoseconds) - self.steps
             if wait > 0:
                 return super()._advance(output, min(budget, wait), max_steps)
-            self.stiff = stiff.new_stiff(o.size)
+            self.stiff = stiff.new_stiff(o.size, o.nanoseconds)
         code: int = abi.call(
             stiff.advance, o.gradient_kernel, o.hvp_kernel, o.data, o.dims, o.work, self.tableau, self.state, self.stiff,
             output, self.kind, self.rtol, self.atol, max(self.first_budget // 16, 16), budget, max_steps,

@@ -52,6 +52,11 @@ class Objective:
         """A bound on the sides of the matrices in the kernels."""
         return self._view.widest
 
+    @property
+    def nanoseconds(self) -> float:
+        """What a gradient may take, roughly: for decisions that would be as good if it were twice that."""
+        return float(self.data.size + self.work.size + 8 * self.size + 100)
+
     @cached_property
     def gradient_kernel(self) -> abi.Kernel:
         """The compiled gradient."""

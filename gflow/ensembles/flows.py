@@ -64,7 +64,7 @@ class Flows(Runs):
         if self.located or self.to_limit or self.method == "bdf":
             self.plain = 0
         elif self.method == "auto":
-            self.plain = min(self.max_steps, stiff.first_look(objective.size))
+            self.plain = min(self.max_steps, stiff.first_look(objective.nanoseconds))
         runs, rows, size = len(starts), len(self.times), objective.size
         small = size <= explicit.ORDERED and runs >= lanes.LEAST
         self.in_lanes = self.plain > 0 and small and objective.lane_kernel is not None

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from gflow.kernels import explicit
 from gflow.kernels.abi import kernel
+from gflow.kernels.elementary import exp, exp2, log2
 from gflow.kernels.explicit import (
     ACCEPTED,
     BLOCK_FULL,
@@ -57,10 +58,10 @@ BDF, AUTO = range(2)
 # Places in Stiff.numbers ...
 (
     IMPLICIT, LAST_IMPLICIT, HELD, ORDER, LAST_ORDER, AT_ORDER, PRODUCTS, COLLECTING, NEXT_LOOK, PATIENCE,
-    COST_MARK, FAILED, SWITCHES,
+    ATTEMPTS, FAILED, SWITCHES,
 ) = range(13)  # fmt: skip
 # ... and in Stiff.rates.
-ALLOWED_COST, TIME_MARK, LARGEST, EXPLICIT_H = range(4)
+ALLOWED_COST, STEPS_MARK, LARGEST, EXPLICIT_H, COST_MARK, BURDEN, FORESEEN = range(7)
 
 # Rows of Stiff.weights that are scratch.
 _SPREAD, _SLOPES = 3, 4
@@ -77,10 +78,18 @@ _SOLVED = 0.3
 _SAFETY, _RELUCTANCE = 1.3, 0.95
 # Numbers of a vector that are gone through at a time.
 _TILE = 512
-# Steps before the first look at what limits them (of a network of a few parameters: nothing costs it much),
-# between the later ones, and before the implicit method is tried again once it has lost.
-_FIRST_LOOK, _FIRST_LOOK_OF_FEW, _LOOK, _PATIENCE = 32, 512, 16, 32
-_FEW = 64
+# Steps before the first look at what limits them (where a gradient is that cheap, in nanoseconds: an explicit step costs
+# less than the sums of an implicit one), between the later ones, and before the implicit method is tried again once it
+# has lost.
+_FIRST_LOOK, _FIRST_LOOK_OF_CHEAP, _LOOK, _PATIENCE = 16, 512, 16, 32
+_CHEAP = 200.0
+# Fewest gradients of an implicit step: of the prediction, and two products.
+_LEAST_GRADIENTS = 3
+# Nanoseconds that the sums of an implicit step of a small network take.
+_BOOKKEEPING = 800.0
+# Products to tell the largest eigenvalue, the least growth of its estimate that asks for another, and the part of the
+# border below which the first estimate is enough.
+_MOST_LOOKS, _SETTLED, _CALM = 4, 1.2, 0.02
 # Failures in a row after which the explicit method takes over.
 _HOPELESS = 8
 # Share of the stability limit above which the explicit step is, or will soon be, limited by it, and share of the
@@ -126,19 +135,21 @@ class Stiff(NamedTuple):
 KEPT = ("numbers", "rates", "times", "nodes", "newest", "moves", "places", "gram")
 
 
-def first_look(size: int) -> int:
-    """Attempted steps of ``AUTO`` that are explicit in any case."""
-    return _FIRST_LOOK_OF_FEW if size < _FEW else _FIRST_LOOK
+def first_look(nanoseconds: float) -> int:
+    """Attempted steps of ``AUTO`` that are explicit in any case, where a gradient takes so long."""
+    return _FIRST_LOOK_OF_CHEAP if nanoseconds < _CHEAP else _FIRST_LOOK
 
 
-def new_stiff(size: int) -> Stiff:
-    """What a run begins with."""
+def new_stiff(size: int, nanoseconds: float = 1e6) -> Stiff:
+    """What a run begins with; the time of a gradient is for the price of what an implicit step takes besides."""
     numbers = np.zeros(13, dtype=np.int64)
-    numbers[NEXT_LOOK] = first_look(size)
+    numbers[NEXT_LOOK] = first_look(nanoseconds)
     numbers[PATIENCE] = _PATIENCE
+    rates = np.zeros(7)
+    rates[BURDEN] = _BOOKKEEPING / nanoseconds
     scratch = [np.zeros(size) for _ in range(7)]
     return Stiff(
-        numbers, np.zeros(4), np.zeros(_KEPT), np.zeros(_KEPT), np.zeros(size), np.zeros((_KEPT - 1, size)),
+        numbers, rates, np.zeros(_KEPT), np.zeros(_KEPT), np.zeros(size), np.zeros((_KEPT - 1, size)),
         np.arange(_KEPT - 1), np.zeros((_KEPT - 1, _KEPT - 1)), np.zeros(16), *scratch, np.zeros((5, _KEPT + 1)),
         np.zeros(_MOST_ITERATIONS),
     )  # fmt: skip
@@ -148,14 +159,6 @@ def new_stiff(size: int) -> Stiff:
 #
 # Their variable is s = log(t / t_0), t_0 the newest time: a stiff flow slows down like a power of t, and its steps
 # grow with t.  Where they are short against t, as at a late escape from a saddle, s is t but for a factor.
-
-
-@kernel
-def _nodes(stiff):
-    """Write s of the history to ``nodes``."""
-    newest = stiff.times[0]
-    for j in range(stiff.numbers[HELD]):
-        stiff.nodes[j] = np.log1p((stiff.times[j] - newest) / newest)
 
 
 @kernel
@@ -233,21 +236,24 @@ def _mix(stiff, count, row, out):
 @kernel
 def _square(stiff, count, row):
     """Square of the norm of what ``_mix`` would write, from the inner products."""
-    places, weights, total = stiff.places, stiff.weights, 0.0
+    places, weights, gram, total = stiff.places, stiff.weights, stiff.gram, 0.0
     for j in range(count):
-        for k in range(count):
-            total += weights[row, j] * weights[row, k] * stiff.gram[places[j], places[k]]
+        place, others = places[j], 0.0
+        for k in range(j):
+            others += weights[row, k] * gram[place, places[k]]
+        total += weights[row, j] * (weights[row, j] * gram[place, place] + 2.0 * others)
     return max(total, 0.0)  # rounding
 
 
 @kernel
 def _remember(stiff, t, theta):
     """Put a state in front of the history."""
-    times, moves, places, numbers = stiff.times, stiff.moves, stiff.places, stiff.numbers
+    times, nodes, moves, places, numbers = stiff.times, stiff.nodes, stiff.moves, stiff.places, stiff.numbers
     held = min(numbers[HELD], times.size - 1)
+    s = np.log1p((t - times[0]) / times[0]) if held > 0 else 0.0
     for j in range(held, 0, -1):
-        times[j] = times[j - 1]
-    times[0] = t
+        times[j], nodes[j] = times[j - 1], nodes[j - 1] - s
+    times[0], nodes[0] = t, 0.0
     oldest = places[places.size - 1]
     for j in range(places.size - 1, 0, -1):
         places[j] = places[j - 1]
@@ -261,7 +267,6 @@ def _remember(stiff, t, theta):
         stiff.gram[oldest, places[j]] = product
         stiff.gram[places[j], oldest] = product
     numbers[HELD] = held + 1
-    _nodes(stiff)
 
 
 # ---- one step ----------------------------------------------------------------------------------------------
@@ -479,7 +484,7 @@ def _squares(theta, rtol, atol):
 
 @kernel
 def _growth(error, order):
-    return 1.0 / (_SAFETY * error ** (1.0 / (order + 1)) + 1e-6)
+    return 1.0 / (_SAFETY * exp2(log2(error) / (order + 1)) + 1e-6)
 
 
 @kernel
@@ -511,7 +516,7 @@ def _dissipated(stiff, order, begin, end):
         s = begin + _GAUSS_NODES[q] * (end - begin)
         _slope_weights(stiff.nodes, order + 1, s, stiff.weights, 2)
         _of_moves(stiff.weights, 2, order + 1)
-        total += _GAUSS_WEIGHTS[q] * np.exp(-s) * _square(stiff, order, 2)  # dt (ds / dt)^2 = ds / t
+        total += _GAUSS_WEIGHTS[q] * _square(stiff, order, 2) / exp(s)  # dt (ds / dt)^2 = ds / t
     return total * (end - begin) / stiff.times[0]
 
 
@@ -569,24 +574,60 @@ def _speed(stiff):
 
 
 @kernel
-def _stiffness(tableau, state, scratch):
-    """h times the eigenvalue that the last two stages of an accepted explicit step show (both at its end)."""
-    last, h = tableau.sizes[0] - 1, state.clock[H_BEFORE]
-    explicit._combine(
-        scratch, state.theta_before, h, state.stages, tableau.source, tableau.weight, last - 1,
-        tableau.terms[last - 1],
-    )  # fmt: skip
-    slopes, places = 0.0, 0.0
-    for i in range(scratch.size):
-        slopes += (state.stages[last, i] - state.stages[last - 1, i]) ** 2
-        places += (state.theta[i] - scratch[i]) ** 2
-    return h * np.sqrt(slopes / places) if places > 0.0 else 0.0
+def _stiffness(hvp, data, dims, work, tableau, state, stiff):
+    """h times the largest eigenvalue of H at the end of an accepted explicit step.
+
+    By a few products from the direction in which the last two stages (both at the step's end) differ: that alone
+    shows the slow directions of the step's error, too, and an eigenvalue too small by far.
+    """
+    last, t, h, size = tableau.sizes[0] - 1, state.clock[T], state.clock[H_BEFORE], state.theta.size
+    p, product = stiff.direction, stiff.product
+    square, known = 0.0, 0.0
+    for i in range(size):
+        p[i] = state.stages[last, i] - state.stages[last - 1, i]
+        square += p[i] * p[i]
+    for _ in range(_MOST_LOOKS):
+        if not (square > 0.0 and square < np.inf):
+            return h * known
+        product[size - 1] = np.nan
+        hvp(t, state.theta, p, data, dims, work, product)
+        stiff.numbers[PRODUCTS] += 1
+        before, known = known, _inner(p, product) / square
+        if known < _SETTLED * before or h * known < _CALM * _border(tableau):
+            break
+        square = _inner(product, product)
+        scale = 1.0 / np.sqrt(square)
+        for i in range(size):
+            p[i] = scale * product[i]
+        square = 1.0
+    return h * known
+
+
+@kernel
+def _border(tableau):
+    """h times the largest eigenvalue above which stability limits an explicit step, or will soon."""
+    return _BORDER * 0.75 * tableau.sizes[3]
 
 
 @kernel
 def _cost(state, stiff):
-    """What has been spent, in gradients: an exact product counts as two."""
-    return state.counters[GRADIENTS] + 2 * stiff.numbers[PRODUCTS]
+    """What has been spent, in gradients: an exact product counts as two, the sums of implicit steps as their burden."""
+    numbers, burden = stiff.numbers, stiff.rates[BURDEN]
+    return state.counters[GRADIENTS] + 2 * numbers[PRODUCTS] + burden * numbers[ATTEMPTS]
+
+
+@kernel
+def _foresee(state, stiff, rtol, atol):
+    """From the explicit step just taken, the order and the step with which the formula would begin; once ``HELD`` is full."""
+    theta, theta_before, scale = state.theta, state.theta_before, stiff.product
+    for i in range(scale.size):
+        scale[i] = 1.0 / (atol[i] + rtol * max(abs(theta[i]), abs(theta_before[i])))
+    s, best = np.log1p((state.clock[T] - stiff.times[0]) / stiff.times[0]), 0.0
+    for order in range(1, HIGHEST + 1):
+        factor = _growth(_error(stiff, s, order, theta), order)
+        if factor > best:
+            best, stiff.numbers[ORDER] = factor, order
+    stiff.rates[FORESEEN] = best * state.clock[H_BEFORE]
 
 
 @kernel
@@ -601,8 +642,9 @@ def _go_implicit(state, stiff):
     _note_switch(state, stiff)
     numbers = stiff.numbers
     numbers[IMPLICIT], numbers[COLLECTING], numbers[FAILED] = 1, 0, 0
-    numbers[ORDER], numbers[AT_ORDER] = HIGHEST - 1, 0
+    numbers[AT_ORDER] = 0
     stiff.rates[EXPLICIT_H] = state.clock[H]
+    state.clock[H] = min(state.clock[H], stiff.rates[FORESEEN])
 
 
 @kernel
@@ -618,22 +660,26 @@ def _go_explicit(state, stiff):
 
 
 @kernel
-def _look(tableau, state, stiff):
+def _look(hvp, data, dims, work, tableau, state, stiff):
     """Change the method if it is time to; return whether that was done."""
     numbers, rates, counters = stiff.numbers, stiff.rates, state.counters
     cost = _cost(state, stiff)
-    rate = (cost - numbers[COST_MARK]) / (state.clock[T] - rates[TIME_MARK])
-    numbers[COST_MARK], rates[TIME_MARK] = cost, state.clock[T]
+    # per unit of time, at the present length of the steps: those of a method that has just begun still grow
+    rate = (cost - rates[COST_MARK]) / max(counters[ACCEPTED] - rates[STEPS_MARK], 1) / state.clock[H]
+    rates[COST_MARK], rates[STEPS_MARK] = cost, counters[ACCEPTED]
     numbers[NEXT_LOOK] = counters[ACCEPTED] + counters[REJECTED] + _LOOK
     if numbers[IMPLICIT]:
         if rate <= rates[ALLOWED_COST]:
             return False
         _go_explicit(state, stiff)
         return True
-    if _stiffness(tableau, state, stiff.trial) < _BORDER * 0.75 * tableau.sizes[3]:
+    if _stiffness(hvp, data, dims, work, tableau, state, stiff) < _border(tableau):
         numbers[COLLECTING] = numbers[HELD] = 0
         return False
     if numbers[HELD] == stiff.times.size:
+        if (_LEAST_GRADIENTS + rates[BURDEN]) / rates[FORESEEN] > _GAIN * rate:
+            numbers[COLLECTING] = numbers[HELD] = 0
+            return False
         rates[ALLOWED_COST] = _GAIN * rate
         _go_implicit(state, stiff)
         return True
@@ -667,6 +713,7 @@ def _implicit_step(gradient, hvp, data, dims, work, state, stiff, output, rtol, 
     theta, theta_new, order = state.theta, state.theta_new, numbers[ORDER]
     t, h = clock[T], clock[H]
     s = np.log1p(h / t)
+    numbers[ATTEMPTS] += 1
     error = attempt(
         gradient, hvp, t, h, data, dims, work, counters, stiff, order, theta, theta_new, rtol, atol
     )
@@ -684,7 +731,7 @@ def _implicit_step(gradient, hvp, data, dims, work, state, stiff, output, rtol, 
             return False
         if order > 1 and _error(stiff, s, order - 1, theta_new) < error:
             numbers[ORDER] = order - 1
-        clock[H] = h * max(0.25, 0.9 * error ** (-1.0 / (order + 1)))
+        clock[H] = h * max(0.25, 0.9 * exp2(-log2(error) / (order + 1)))
         return False
     numbers[AT_ORDER] += 1
     best, factor = _next_order(stiff, s, error, theta_new)
@@ -741,7 +788,7 @@ def advance(
             if code != PAUSED:
                 return code
         if kind == AUTO and attempts >= numbers[NEXT_LOOK] and not counters[REJECTED_LAST]:
-            if _look(tableau, state, stiff):
+            if _look(hvp, data, dims, work, tableau, state, stiff):
                 continue
         elif kind == BDF and not numbers[IMPLICIT]:
             numbers[COLLECTING] = 1
@@ -769,6 +816,8 @@ def advance(
             if counters[ACCEPTED] > accepted:
                 numbers[LAST_IMPLICIT] = 0
                 if numbers[COLLECTING]:
+                    if numbers[HELD] == stiff.times.size - 1:
+                        _foresee(state, stiff, rtol, atol)
                     _remember(stiff, clock[T], state.theta)
             if code != PAUSED:
                 return code
