@@ -13,7 +13,7 @@ from gflow._run import Array, Watch, versions
 from gflow.kernels import abi, explicit, lossclock, piecewise, stiff, tableaus
 from gflow.limit import NEXT_LOOK, Seeker, of_piecewise
 from gflow.objective import Objective
-from gflow.trajectory import Events, Limit, Methods, Status, Steps
+from gflow.trajectory import Events, Limit, Status
 
 EXPLICIT = {"tsit5": tableaus.tsit5, "dop853": tableaus.dop853}
 METHODS = (*EXPLICIT, "bdf")
@@ -72,9 +72,9 @@ class Flow:
         times: Array, rtol: float, atol: float, dense: bool, before: dict[str, Array] | None = None,
     ) -> None:  # fmt: skip
         self.objective, self.tableau, self.state, self.times = objective, tableau, state, times
-        self.methods = [(float(state.clock[explicit.T]), method)]
+        self.methods = [(self.t, method)]
         self.rtol, self.atol = rtol, np.empty(objective.size)
-        self.atol[:] = atol
+        self.atol.fill(atol)
         refuse_if_too_large("t", "states to be saved", len(times) * (objective.size + 1) * 8)
         self.theta, self.dissipation = np.empty((len(times), objective.size)), np.empty(len(times))
         self.cursor = np.zeros(3, dtype=np.int64)
@@ -82,7 +82,7 @@ class Flow:
         self.dense: list[tuple[Array, Array]] = []
         self.keep_dense = dense
         self.over_kinks = hasattr(objective.model, "piecewise") and not isinstance(self, PiecewiseFlow)
-        self.steps_before = self.steps
+        self.steps_before = 0 if before is None else self.steps
         self.total = float(times[-1])
         self.limit: Limit | None = None
         self.seeker: Seeker | None = None
@@ -99,15 +99,16 @@ class Flow:
 
     @property
     def steps(self) -> int:
-        return int(self.state.counters[explicit.ACCEPTED] + self.state.counters[explicit.REJECTED])
+        counters = self.state.counters
+        return counters.item(explicit.ACCEPTED) + counters.item(explicit.REJECTED)
 
     @property
     def saved(self) -> int:
-        return int(self.cursor[explicit.SAVED])
+        return self.cursor.item(explicit.SAVED)
 
     @property
     def t(self) -> float:
-        return float(self.state.clock[explicit.T])
+        return self.state.clock.item(explicit.T)
 
     @property
     def now(self) -> Array:
@@ -116,7 +117,7 @@ class Flow:
     @property
     def advanced(self) -> int:
         """A count that grows when there is a new state to show to ``stop``."""
-        return int(self.state.counters[explicit.ACCEPTED])
+        return self.state.counters.item(explicit.ACCEPTED)
 
     @property
     def done(self) -> float:
@@ -293,7 +294,7 @@ class Flow:
         return {
             "t": t, "theta": theta, "outcome": outcome, "dissipation": dissipation,
             "observed": watch.arrays(len(t)), "counts": counts,
-            "steps": Steps(history[:, 0], history[:, 1], history[:, 2].astype(bool)), "methods": Methods.of(self.methods),
+            "history": history, "takeovers": self.methods,
             "limit": self.limit, "dense": dense, "checkpoints": checkpoints, "state": self.state._asdict(),
             "versions": versions(),
         }  # fmt: skip

@@ -215,7 +215,7 @@ def flow(
     if chart is not None:
         made |= {"theta": chart.theta(made["theta"]), "coordinates": made["theta"]}
         made["dissipation"] = made["dissipation"] if potential.has("loss") else None
-    return Trajectory(**made, recorded_spec=spec, solve=flow)
+    return Trajectory.of(**made, recorded_spec=spec, solve=flow)
 
 
 def load(path: str | Path) -> Trajectory:
@@ -284,8 +284,12 @@ def check_times(t: ArrayLike, origin: float, start: Trajectory | None, clock: st
             where = f"log(1/L) = {origin:.17g} of the start" if clock == "loss" else f"the start, {origin:g}"
             raise ValueError(f"t must be above {where}; got {end:g}")
         return np.array([origin, end])
-    forever = clock == "time" and _ends_with_inf(t)
-    times = np.array(t, dtype=np.float64) if forever else finite_array("t", t, ("T",))
+    try:
+        times = finite_array("t", t, ("T",))
+    except ValueError:
+        if clock != "time" or not _ends_with_inf(t):
+            raise
+        times = np.array(t, dtype=np.float64)
     if clock == "time" and times[0] < 0:
         raise ValueError(f"t must be >= 0; t[0] is {times[0]:g}")
     if np.count_nonzero(times[1:] > times[:-1]) < len(times) - 1:

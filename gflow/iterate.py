@@ -410,7 +410,7 @@ class _Descent(Stepped):
     def trajectory(self, outcome: Status, watch: Watch, spec: dict[str, Any]) -> Trajectory:
         """The trajectory as far as it has come."""
         t, theta = self.reached()
-        return Trajectory(
+        return Trajectory.of(
             t=t, theta=theta, outcome=outcome, observed=watch.arrays(len(t)),
             counts={"steps": self.steps, "gradients": self.steps},
             state={"theta": self.now, "step": np.array([self.steps]), "moments": self.state.moments},

@@ -96,8 +96,8 @@ class Objective:
 
     def loss(self, theta: ArrayLike) -> float:
         """Loss at parameters (P,)."""
-        kernel = self.loss_kernel
-        return float(kernel.call(0.0, self.check_theta(theta), self.data, self.dims, self.work))
+        kernel = self.loss_kernel.call
+        return float(abi.call(kernel, 0.0, self.check_theta(theta), self.data, self.dims, self.work))
 
     def losses(self, thetas: ArrayLike) -> Array:
         """Loss (T,) at each row of parameters (T, P)."""
@@ -109,7 +109,8 @@ class Objective:
     def gradient(self, theta: ArrayLike) -> Array:
         """Gradient (P,) at parameters (P,)."""
         out = np.empty(self.size)
-        self.gradient_kernel.call(0.0, self.check_theta(theta), self.data, self.dims, self.work, out)
+        kernel = self.gradient_kernel.call
+        abi.call(kernel, 0.0, self.check_theta(theta), self.data, self.dims, self.work, out)
         return out
 
     def try_gradient(self, theta: Array) -> None:
@@ -121,7 +122,7 @@ class Objective:
         """Hessian at parameters (P,) times v (P,)."""
         out = np.empty(self.size)
         theta, v = self.check_theta(theta), self.check_theta(v, "v")
-        self.hvp_kernel.call(0.0, theta, v, self.data, self.dims, self.work, out)
+        abi.call(self.hvp_kernel.call, 0.0, theta, v, self.data, self.dims, self.work, out)
         return out
 
     def hessian(self, theta: ArrayLike) -> Array:
@@ -216,7 +217,7 @@ class _View:
     def blocks(self) -> NDArray[np.int64]:
         listed = getattr(self.model, "blocks", None)
         slices = [slice(None)] if listed is None else listed()
-        return np.array([block.indices(self.size) for block in slices])
+        return np.array([block.indices(self.size) for block in slices], dtype=np.int64).reshape(-1, 3)
 
     @cached_property
     def widest(self) -> int:
