@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -43,6 +44,14 @@ def _is_finite(array: NDArray[np.float64]) -> bool:
         return all(map(math.isfinite, array.ravel().tolist()))
     # the sum of the squares is the faster look
     return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
+
+
+def increases(array: NDArray[np.float64]) -> bool:
+    """Whether each number is above the one before."""
+    if array.size <= _FEW:
+        numbers = array.tolist()
+        return all(map(operator.lt, numbers, numbers[1:]))
+    return np.count_nonzero(array[1:] > array[:-1]) == len(array) - 1
 
 
 def _fits(have: int, want: str | int) -> bool:

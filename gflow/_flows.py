@@ -19,6 +19,7 @@ EXPLICIT = {"tsit5": tableaus.tsit5, "dop853": tableaus.dop853}
 METHODS = (*EXPLICIT, "bdf")
 # What a continued run takes over from the pattern; the rest follows from it.
 _PATTERN = ("mode", "numbers", "share", "rate", "scales")
+_KINDS = np.array(piecewise.KINDS)
 _HISTORY_BLOCK = 4096
 _DENSE_BLOCK_BYTES = 2**25
 _NO_DENSE = np.empty((0, 2)), np.empty((0, 1, 1))
@@ -263,8 +264,10 @@ class Flow:
     def reached(self) -> tuple[Array, Array, Array]:
         """Times, states and dissipation that were saved, and the last state where the end was not reached."""
         n, clock = self.saved, self.state.clock
+        if n == len(self.times):
+            return self.times, self.theta, self.dissipation
         t, theta, dissipation = self.times[:n], self.theta[:n], self.dissipation[:n]
-        if n < len(self.times) and (n == 0 or self.t > t[-1]):
+        if n == 0 or self.t > t[-1]:
             t, theta = np.append(t, self.t), np.vstack([theta, self.now])
             dissipation = np.append(dissipation, clock[explicit.DISSIPATION])
         return t, theta, dissipation
@@ -373,17 +376,10 @@ class PiecewiseFlow(Flow):
         self.table: list[Array] = []
         self.at_zero = before is not None and bool(before.get("at_zero", 0))
         if before is None:
-            zero = piecewise.begin(
-                o.gradient_kernel,
-                self.t,
-                self.state.theta,
-                o.data,
-                o.dims,
-                o.work,
-                self.state.gradient,
-                self.pattern,
-                piecewise.ROUNDING,
-            )
+            zero = abi.call(
+                piecewise.begin, o.gradient_kernel, self.t, self.state.theta, o.data, o.dims, o.work, self.state.gradient,
+                self.pattern, piecewise.ROUNDING,
+            )  # fmt: skip
             self.state.counters[explicit.GRADIENTS] += 1
             if zero >= 0:
                 raise ValueError(
@@ -447,9 +443,9 @@ class PiecewiseFlow(Flow):
         pending, table = table[table[:, 0] > end], table[table[:, 0] <= end]  # a step passes over the end
         events = Events(
             table[:, 0], table[:, 1].astype(np.int64), table[:, 2].astype(np.int64),
-            np.array(piecewise.KINDS)[table[:, 3].astype(np.int64)],
+            _KINDS[table[:, 3].astype(np.int64)],
         )  # fmt: skip
-        branches = int(np.sum(events.kind == "not_unique"))
+        branches = np.count_nonzero(table[:, 3] == piecewise.NOT_UNIQUE)
         if branches:
             note = (
                 f'not unique: at {branches} events (kind "not_unique") the flow could have gone on in '

@@ -36,6 +36,7 @@ class Objective:
         self.model, self.problem, self._view = model, problem, view
         self.size, self.data, self.dims = view.size, view.data, view.dims
         self.work = np.zeros(view.work_size)
+        self._gradient: abi.Kernel | None = None
 
     @property
     def weight_decay(self) -> float:
@@ -52,10 +53,12 @@ class Objective:
         """A bound on the sides of the matrices in the kernels."""
         return self._view.widest
 
-    @cached_property
+    @property
     def gradient_kernel(self) -> abi.Kernel:
         """The compiled gradient."""
-        return abi.as_kernel(self.model.gradient, "gradient")
+        if self._gradient is None:  # cached_property takes a lock, for longer than this
+            self._gradient = abi.as_kernel(self.model.gradient, "gradient")
+        return self._gradient
 
     @cached_property
     def loss_kernel(self) -> abi.Kernel:

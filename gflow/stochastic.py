@@ -285,7 +285,7 @@ class StochasticPath(Stepped):
     def trajectory(self, outcome: Status, watch: Watch, spec: dict[str, Any]) -> Trajectory:
         """The trajectory as far as it has come."""
         t, states = self.reached()
-        return Trajectory.of(
+        return Trajectory(
             t=t, theta=self.chart.theta(states), coordinates=states, outcome=self.noted(outcome),
             observed={**watch.arrays(len(t)), "loss_integral": states[:, -1].copy()},
             counts={"steps": self.steps, "gradients": self.steps},
