@@ -73,7 +73,7 @@ class Flow:
         times: Array, rtol: float, atol: float, dense: bool, before: dict[str, Array] | None = None,
     ) -> None:  # fmt: skip
         self.objective, self.tableau, self.state, self.times = objective, tableau, state, times
-        self.methods = [(self.t, method)]
+        self.methods = [(state.clock.item(explicit.T), method)]
         self.rtol, self.atol = rtol, np.empty(objective.size)
         self.atol.fill(atol)
         refuse_if_too_large("t", "states to be saved", len(times) * (objective.size + 1) * 8)
@@ -471,7 +471,8 @@ class LossClock(Flow):
         self.clock = lossclock.new_clock(times, level, tableau.interpolant.shape[1])
         if before is not None:
             self.clock.numbers[:] = before["loss_clock"]
-        self.never = np.full(len(times) + 1, np.inf)
+        self.never = np.empty(len(times) + 1)
+        self.never.fill(np.inf)
         super().__init__(objective, method, tableau, state, times, rtol, atol, dense, before)
 
     @property
@@ -507,7 +508,7 @@ class LossClock(Flow):
         nothing of its beginning, where the curvature is negative.
         """
         note = 'Sensitivity is not measured with clock="loss".'
-        outcome = replace(outcome, message=f"{outcome.message} {note}")
+        outcome = Status(outcome.code, f"{outcome.message} {note}", outcome.warnings)
         made, clock, n = super().result(outcome, watch), self.clock, self.saved
         log_time, s = clock.log_times[:n], clock.s[:n]
         if len(made["t"]) > n:

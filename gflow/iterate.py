@@ -375,11 +375,11 @@ class _Descent(Stepped):
 
     @property
     def steps(self) -> int:
-        return int(self.state.cursor[descent.STEP])
+        return self.state.cursor.item(descent.STEP)
 
     @property
     def saved(self) -> int:
-        return int(self.state.cursor[descent.SAVED])
+        return self.state.cursor.item(descent.SAVED)
 
     @property
     def now(self) -> Array:
