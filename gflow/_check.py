@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+# Up to so many numbers Python looks at them faster than it calls numpy.
+_FEW = 16
 
 
 def finite_array(name: str, value: Any, shape: Sequence[str | int]) -> NDArray[np.float64]:
@@ -17,23 +21,37 @@ def finite_array(name: str, value: Any, shape: Sequence[str | int]) -> NDArray[n
     A named axis takes any length from one on; a number is the length wanted.
     """
     try:
-        plain = type(value) is np.ndarray and value.dtype == np.float64
-        if not plain and (
-            value is None or np.iscomplexobj(value)
-        ):  # which numpy would make NaN, or its real part
-            raise TypeError("not real numbers")
-        array = np.array(value, dtype=np.float64, order="C")
+        if type(value) is np.ndarray and value.dtype == np.float64:
+            array = value.copy()
+        else:
+            if value is None or np.iscomplexobj(value):  # which numpy would make NaN, or its real part
+                raise TypeError("not real numbers")
+            array = np.array(value, dtype=np.float64, order="C")
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{name} must be a real array of shape {_shape(shape)}; got {value!r:.80} ({error})"
         ) from error
-    if array.ndim != len(shape) or not all(map(_fits, array.shape, shape)):
+    if array.shape != shape and (array.ndim != len(shape) or not all(map(_fits, array.shape, shape))):
         raise ValueError(f"{name} must have shape {_shape(shape)}; got {array.shape}")
-    # the sum of the squares is the faster look
-    if not math.isfinite(np.vdot(array, array)) and not np.isfinite(array).all():
+    if not _is_finite(array):
         bad = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise ValueError(f"{name} must be finite; {name}[{', '.join(map(str, bad))}] is {array[bad]}")
     return array
+
+
+def _is_finite(array: NDArray[np.float64]) -> bool:
+    if array.size <= _FEW:
+        return all(map(math.isfinite, array.ravel().tolist()))
+    # the sum of the squares is the faster look
+    return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
+
+
+def increases(array: NDArray[np.float64]) -> bool:
+    """Whether each number is above the one before."""
+    if array.size <= _FEW:
+        numbers = array.tolist()
+        return all(map(operator.lt, numbers, numbers[1:]))
+    return np.count_nonzero(array[1:] > array[:-1]) == len(array) - 1
 
 
 def _fits(have: int, want: str | int) -> bool:

@@ -13,12 +13,13 @@ from gflow._run import Array, Watch, versions
 from gflow.kernels import abi, explicit, lossclock, piecewise, stiff, tableaus
 from gflow.limit import NEXT_LOOK, Seeker, of_piecewise
 from gflow.objective import Objective
-from gflow.trajectory import Events, Limit, Methods, Status, Steps
+from gflow.trajectory import Events, Limit, Status
 
 EXPLICIT = {"tsit5": tableaus.tsit5, "dop853": tableaus.dop853}
 METHODS = (*EXPLICIT, "bdf")
 # What a continued run takes over from the pattern; the rest follows from it.
 _PATTERN = ("mode", "numbers", "share", "rate", "scales")
+_KINDS = np.array(piecewise.KINDS)
 _HISTORY_BLOCK = 4096
 _DENSE_BLOCK_BYTES = 2**25
 _NO_DENSE = np.empty((0, 2)), np.empty((0, 1, 1))
@@ -72,9 +73,9 @@ class Flow:
         times: Array, rtol: float, atol: float, dense: bool, before: dict[str, Array] | None = None,
     ) -> None:  # fmt: skip
         self.objective, self.tableau, self.state, self.times = objective, tableau, state, times
-        self.methods = [(float(state.clock[explicit.T]), method)]
+        self.methods = [(state.clock.item(explicit.T), method)]
         self.rtol, self.atol = rtol, np.empty(objective.size)
-        self.atol[:] = atol
+        self.atol.fill(atol)
         refuse_if_too_large("t", "states to be saved", len(times) * (objective.size + 1) * 8)
         self.theta, self.dissipation = np.empty((len(times), objective.size)), np.empty(len(times))
         self.cursor = np.zeros(3, dtype=np.int64)
@@ -82,7 +83,7 @@ class Flow:
         self.dense: list[tuple[Array, Array]] = []
         self.keep_dense = dense
         self.over_kinks = hasattr(objective.model, "piecewise") and not isinstance(self, PiecewiseFlow)
-        self.steps_before = self.steps
+        self.steps_before = 0 if before is None else self.steps
         self.total = float(times[-1])
         self.limit: Limit | None = None
         self.seeker: Seeker | None = None
@@ -97,15 +98,16 @@ class Flow:
 
     @property
     def steps(self) -> int:
-        return int(self.state.counters[explicit.ACCEPTED] + self.state.counters[explicit.REJECTED])
+        counters = self.state.counters
+        return counters.item(explicit.ACCEPTED) + counters.item(explicit.REJECTED)
 
     @property
     def saved(self) -> int:
-        return int(self.cursor[explicit.SAVED])
+        return self.cursor.item(explicit.SAVED)
 
     @property
     def t(self) -> float:
-        return float(self.state.clock[explicit.T])
+        return self.state.clock.item(explicit.T)
 
     @property
     def now(self) -> Array:
@@ -114,7 +116,7 @@ class Flow:
     @property
     def advanced(self) -> int:
         """A count that grows when there is a new state to show to ``stop``."""
-        return int(self.state.counters[explicit.ACCEPTED])
+        return self.state.counters.item(explicit.ACCEPTED)
 
     @property
     def done(self) -> float:
@@ -260,8 +262,10 @@ class Flow:
     def reached(self) -> tuple[Array, Array, Array]:
         """Times, states and dissipation that were saved, and the last state where the end was not reached."""
         n, clock = self.saved, self.state.clock
+        if n == len(self.times):
+            return self.times, self.theta, self.dissipation
         t, theta, dissipation = self.times[:n], self.theta[:n], self.dissipation[:n]
-        if n < len(self.times) and (n == 0 or self.t > t[-1]):
+        if n == 0 or self.t > t[-1]:
             t, theta = np.append(t, self.t), np.vstack([theta, self.now])
             dissipation = np.append(dissipation, clock[explicit.DISSIPATION])
         return t, theta, dissipation
@@ -291,7 +295,7 @@ class Flow:
         return {
             "t": t, "theta": theta, "outcome": outcome, "dissipation": dissipation,
             "observed": watch.arrays(len(t)), "counts": counts,
-            "steps": Steps(history[:, 0], history[:, 1], history[:, 2].astype(bool)), "methods": Methods.of(self.methods),
+            "history": history, "takeovers": self.methods,
             "limit": self.limit, "dense": dense, "checkpoints": checkpoints, "state": self.state._asdict(),
             "versions": versions(),
         }  # fmt: skip
@@ -370,17 +374,10 @@ class PiecewiseFlow(Flow):
         self.table: list[Array] = []
         self.at_zero = before is not None and bool(before.get("at_zero", 0))
         if before is None:
-            zero = piecewise.begin(
-                o.gradient_kernel,
-                self.t,
-                self.state.theta,
-                o.data,
-                o.dims,
-                o.work,
-                self.state.gradient,
-                self.pattern,
-                piecewise.ROUNDING,
-            )
+            zero = abi.call(
+                piecewise.begin, o.gradient_kernel, self.t, self.state.theta, o.data, o.dims, o.work, self.state.gradient,
+                self.pattern, piecewise.ROUNDING,
+            )  # fmt: skip
             self.state.counters[explicit.GRADIENTS] += 1
             if zero >= 0:
                 raise ValueError(
@@ -444,9 +441,9 @@ class PiecewiseFlow(Flow):
         pending, table = table[table[:, 0] > end], table[table[:, 0] <= end]  # a step passes over the end
         events = Events(
             table[:, 0], table[:, 1].astype(np.int64), table[:, 2].astype(np.int64),
-            np.array(piecewise.KINDS)[table[:, 3].astype(np.int64)],
+            _KINDS[table[:, 3].astype(np.int64)],
         )  # fmt: skip
-        branches = int(np.sum(events.kind == "not_unique"))
+        branches = np.count_nonzero(table[:, 3] == piecewise.NOT_UNIQUE)
         if branches:
             note = (
                 f'not unique: at {branches} events (kind "not_unique") the flow could have gone on in '
@@ -472,7 +469,8 @@ class LossClock(Flow):
         self.clock = lossclock.new_clock(times, level, tableau.interpolant.shape[1])
         if before is not None:
             self.clock.numbers[:] = before["loss_clock"]
-        self.never = np.full(len(times) + 1, np.inf)
+        self.never = np.empty(len(times) + 1)
+        self.never.fill(np.inf)
         super().__init__(objective, method, tableau, state, times, rtol, atol, dense, before)
 
     @property
@@ -508,7 +506,7 @@ class LossClock(Flow):
         nothing of its beginning, where the curvature is negative.
         """
         note = 'Sensitivity is not measured with clock="loss".'
-        outcome = replace(outcome, message=f"{outcome.message} {note}")
+        outcome = Status(outcome.code, f"{outcome.message} {note}", outcome.warnings)
         made, clock, n = super().result(outcome, watch), self.clock, self.saved
         log_time, s = clock.log_times[:n], clock.s[:n]
         if len(made["t"]) > n:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import _signal  # what signal wraps in enums, which cost a short run a sixth of its time
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -25,6 +24,8 @@ Observers = (
     str | Callable[..., Any] | Iterable[str | Callable[..., Any]] | Mapping[str, Callable[..., Any]] | None
 )
 _CHUNK_SECONDS = 0.1
+_SIGINT = int(signal.SIGINT)
+_FREE = nullcontext()
 
 
 class CallbackError(Exception):
@@ -90,15 +91,16 @@ class Interrupts:
     An exception out of the signal handler could strike inside of numba, which would swallow it.
     """
 
-    def __init__(self) -> None:
-        self.came = False
-        self._ours = False
+    came = False
+    _ours = False
 
     def __enter__(self) -> Interrupts:
-        if threading.current_thread() is threading.main_thread():
-            self._ours = _signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if self._ours:
-            _signal.signal(signal.SIGINT, self._note)
+        if _signal.getsignal(_SIGINT) is signal.default_int_handler:
+            try:
+                _signal.signal(_SIGINT, self._note)
+                self._ours = True
+            except ValueError:  # signals come to the main thread only
+                pass
         return self
 
     def _note(self, number: int, frame: Any) -> None:
@@ -108,7 +110,7 @@ class Interrupts:
 
     def __exit__(self, *error: object) -> None:
         if self._ours:
-            _signal.signal(signal.SIGINT, signal.default_int_handler)
+            _signal.signal(_SIGINT, signal.default_int_handler)
 
     def check(self) -> None:
         """Raise the KeyboardInterrupt that came."""
@@ -259,5 +261,5 @@ def hold_blas(objective: Objective, to_limit: bool = False) -> AbstractContextMa
     """
     small = _multiplications(objective) < 32**3 and not to_limit
     if small or blas_pays(objective):
-        return nullcontext()
+        return _FREE
     return one_thread()

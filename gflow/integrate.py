@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gflow import trajectory as _trajectory
-from gflow._check import boolean, finite_array, one_of, positive, positive_int
+from gflow._check import boolean, finite_array, increases, one_of, positive, positive_int
 from gflow._flows import METHODS, begin, pair
 from gflow._run import (
     Array,
@@ -215,7 +215,7 @@ def flow(
     if chart is not None:
         made |= {"theta": chart.theta(made["theta"]), "coordinates": made["theta"]}
         made["dissipation"] = made["dissipation"] if potential.has("loss") else None
-    return Trajectory(**made, recorded_spec=spec, solve=flow)
+    return Trajectory.of({**made, "recorded_spec": spec, "solve": flow})
 
 
 def load(path: str | Path) -> Trajectory:
@@ -284,11 +284,15 @@ def check_times(t: ArrayLike, origin: float, start: Trajectory | None, clock: st
             where = f"log(1/L) = {origin:.17g} of the start" if clock == "loss" else f"the start, {origin:g}"
             raise ValueError(f"t must be above {where}; got {end:g}")
         return np.array([origin, end])
-    forever = clock == "time" and _ends_with_inf(t)
-    times = np.array(t, dtype=np.float64) if forever else finite_array("t", t, ("T",))
+    try:
+        times = finite_array("t", t, ("T",))
+    except ValueError:
+        if clock != "time" or not _ends_with_inf(t):
+            raise
+        times = np.array(t, dtype=np.float64)
     if clock == "time" and times[0] < 0:
         raise ValueError(f"t must be >= 0; t[0] is {times[0]:g}")
-    if np.count_nonzero(times[1:] > times[:-1]) < len(times) - 1:
+    if not increases(times):
         i = int(np.flatnonzero(np.diff(times) <= 0)[0])
         raise ValueError(
             f"t must increase; t[{i}] = {times[i]:g} is followed by t[{i + 1}] = {times[i + 1]:g}"

@@ -375,11 +375,11 @@ class _Descent(Stepped):
 
     @property
     def steps(self) -> int:
-        return int(self.state.cursor[descent.STEP])
+        return self.state.cursor.item(descent.STEP)
 
     @property
     def saved(self) -> int:
-        return int(self.state.cursor[descent.SAVED])
+        return self.state.cursor.item(descent.SAVED)
 
     @property
     def now(self) -> Array:
@@ -410,9 +410,9 @@ class _Descent(Stepped):
     def trajectory(self, outcome: Status, watch: Watch, spec: dict[str, Any]) -> Trajectory:
         """The trajectory as far as it has come."""
         t, theta = self.reached()
-        return Trajectory(
-            t=t, theta=theta, outcome=outcome, observed=watch.arrays(len(t)),
-            counts={"steps": self.steps, "gradients": self.steps},
-            state={"theta": self.now, "step": np.array([self.steps]), "moments": self.state.moments},
-            versions=versions(), recorded_spec=spec,
-        )  # fmt: skip
+        return Trajectory.of({
+            "t": t, "theta": theta, "outcome": outcome, "observed": watch.arrays(len(t)),
+            "counts": {"steps": self.steps, "gradients": self.steps},
+            "state": {"theta": self.now, "step": np.array([self.steps]), "moments": self.state.moments},
+            "versions": versions(), "recorded_spec": spec,
+        })  # fmt: skip

@@ -36,6 +36,7 @@ class Objective:
         self.model, self.problem, self._view = model, problem, view
         self.size, self.data, self.dims = view.size, view.data, view.dims
         self.work = np.zeros(view.work_size)
+        self._gradient: abi.Kernel | None = None
 
     @property
     def weight_decay(self) -> float:
@@ -57,10 +58,12 @@ class Objective:
         """What a gradient may take, roughly: for decisions that would be as good if it were twice that."""
         return float(self.data.size + self.work.size + 8 * self.size + 100)
 
-    @cached_property
+    @property
     def gradient_kernel(self) -> abi.Kernel:
         """The compiled gradient."""
-        return abi.as_kernel(self.model.gradient, "gradient")
+        if self._gradient is None:  # cached_property takes a lock, for longer than this
+            self._gradient = abi.as_kernel(self.model.gradient, "gradient")
+        return self._gradient
 
     @cached_property
     def loss_kernel(self) -> abi.Kernel:
@@ -101,8 +104,8 @@ class Objective:
 
     def loss(self, theta: ArrayLike) -> float:
         """Loss at parameters (P,)."""
-        kernel = self.loss_kernel
-        return float(kernel.call(0.0, self.check_theta(theta), self.data, self.dims, self.work))
+        kernel = self.loss_kernel.call
+        return float(abi.call(kernel, 0.0, self.check_theta(theta), self.data, self.dims, self.work))
 
     def losses(self, thetas: ArrayLike) -> Array:
         """Loss (T,) at each row of parameters (T, P)."""
@@ -114,7 +117,8 @@ class Objective:
     def gradient(self, theta: ArrayLike) -> Array:
         """Gradient (P,) at parameters (P,)."""
         out = np.empty(self.size)
-        self.gradient_kernel.call(0.0, self.check_theta(theta), self.data, self.dims, self.work, out)
+        kernel = self.gradient_kernel.call
+        abi.call(kernel, 0.0, self.check_theta(theta), self.data, self.dims, self.work, out)
         return out
 
     def try_gradient(self, theta: Array) -> None:
@@ -126,7 +130,7 @@ class Objective:
         """Hessian at parameters (P,) times v (P,)."""
         out = np.empty(self.size)
         theta, v = self.check_theta(theta), self.check_theta(v, "v")
-        self.hvp_kernel.call(0.0, theta, v, self.data, self.dims, self.work, out)
+        abi.call(self.hvp_kernel.call, 0.0, theta, v, self.data, self.dims, self.work, out)
         return out
 
     def hessian(self, theta: ArrayLike) -> Array:
@@ -221,7 +225,7 @@ class _View:
     def blocks(self) -> NDArray[np.int64]:
         listed = getattr(self.model, "blocks", None)
         slices = [slice(None)] if listed is None else listed()
-        return np.array([block.indices(self.size) for block in slices])
+        return np.array([block.indices(self.size) for block in slices], dtype=np.int64).reshape(-1, 3)
 
     @cached_property
     def widest(self) -> int:

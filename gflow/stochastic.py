@@ -233,11 +233,11 @@ class StochasticPath(Stepped):
 
     @property
     def steps(self) -> int:
-        return int(self.state.cursor[kernels.STEP])
+        return self.state.cursor.item(kernels.STEP)
 
     @property
     def saved(self) -> int:
-        return int(self.state.cursor[kernels.SAVED])
+        return self.state.cursor.item(kernels.SAVED)
 
     @property
     def now(self) -> Array:

@@ -17,7 +17,7 @@ from gflow.ensembles.options import DESCENT_OPTIONS
 from gflow.integrate import flow
 from gflow.kernels import abi
 from gflow.objective import Objective
-from gflow.trajectory import Events, Status, Steps, Trajectory
+from gflow.trajectory import Events, Status, Trajectory
 
 OVER_KINKS = " Kinks were not located (events=False)."
 
@@ -173,7 +173,7 @@ class Ensemble:
         said += " Steps and sensitivity are not kept in an ensemble: gflow.flow(**trajectory.spec) repeats the run."
         return Trajectory(
             **common, outcome=Status(outcome.code, outcome.message + said, outcome.warnings),
-            steps=Steps(np.empty(0), np.empty(0), np.empty(0, dtype=bool)), events=self.events(r),
+            history=np.empty((0, 3)), events=self.events(r),
             recorded_spec=one, solve=flow,
         )  # fmt: skip
 

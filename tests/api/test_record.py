@@ -6,6 +6,7 @@ import functools
 import importlib
 import linecache
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -99,6 +100,21 @@ def test_descent_comes_back(tmp_path):
             trajectory.error_estimate()
         with pytest.raises(ValueError, match="sensitivity"):
             trajectory.sensitivity()
+
+
+def test_methods_and_steps_come_back(tmp_path):
+    """Of a run that changes its method, through a file and through a pickle."""
+    steep = gflow.Problem.factorization(np.diag([1.0, 3000.0]))
+    run = gflow.flow(gflow.Symmetric(2, 2), steep, [0.1, 0.02, -0.03, 0.2], 30.0, rtol=1e-5)
+    assert len(run.methods.t) == len(run.methods.name) > 1
+    accepted = run.steps.accepted
+    assert accepted.dtype == bool and accepted.sum() == run.counts["accepted"]
+    assert accepted.size == run.counts["accepted"] + run.counts["rejected"]
+    for back in (gflow.load(run.save(tmp_path / "run")), pickle.loads(pickle.dumps(run))):
+        for mine, theirs in zip((*back.steps, *back.methods), (*run.steps, *run.methods), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+            assert mine.dtype == theirs.dtype
+        assert back.status == run.status
 
 
 def test_the_name_gets_its_ending_once(tmp_path):
