@@ -310,7 +310,9 @@ class StiffFlow(Flow):
     ) -> None:  # fmt: skip
         self.kind = stiff.AUTO if method == "auto" else stiff.BDF
         self.pair = pair(method, rtol)
-        self.stiff = stiff.new_stiff(objective.size, objective.nanoseconds) if self.kind == stiff.BDF else None
+        self.stiff = (
+            stiff.new_stiff(objective.size, objective.nanoseconds) if self.kind == stiff.BDF else None
+        )
         before = more[-1]
         if before is not None and "stiff_numbers" in before:
             self.stiff = stiff.new_stiff(objective.size, objective.nanoseconds)

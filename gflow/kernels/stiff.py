@@ -76,8 +76,6 @@ _SHARE = 0.2
 _SOLVED = 0.3
 # How much shorter a step is taken than the error would allow, and what a change of order must gain.
 _SAFETY, _RELUCTANCE = 1.3, 0.95
-# Numbers of a vector that are gone through at a time.
-_TILE = 512
 # Steps before the first look at what limits them (where a gradient is that cheap, in nanoseconds: an explicit step costs
 # less than the sums of an implicit one), between the later ones, and before the implicit method is tried again once it
 # has lost.
@@ -127,7 +125,7 @@ class Stiff(NamedTuple):
     product: Floats
     correction: Floats
     trial: Floats
-    weights: Floats  # (5, K + 1): of the history, in rows 0 to 2
+    weights: Floats  # (5, K + 2): of the history, in rows 0 to 2
     energy: Floats  # (iterations,)
 
 
@@ -150,7 +148,7 @@ def new_stiff(size: int, nanoseconds: float = 1e6) -> Stiff:
     scratch = [np.zeros(size) for _ in range(7)]
     return Stiff(
         numbers, rates, np.zeros(_KEPT), np.zeros(_KEPT), np.zeros(size), np.zeros((_KEPT - 1, size)),
-        np.arange(_KEPT - 1), np.zeros((_KEPT - 1, _KEPT - 1)), np.zeros(16), *scratch, np.zeros((5, _KEPT + 1)),
+        np.arange(_KEPT - 1), np.zeros((_KEPT - 1, _KEPT - 1)), np.zeros(16), *scratch, np.zeros((5, _KEPT + 2)),
         np.zeros(_MOST_ITERATIONS),
     )  # fmt: skip
 
@@ -213,24 +211,22 @@ def _of_moves(weights, row, count):
 def _mix(stiff, count, row, out):
     """out = sum over the newest ``count`` moves of weights[row, j] times each.
 
-    Sums of moves do not cancel as those of states do.  Tile by tile, so that ``out`` stays near.
+    Sums of moves do not cancel as those of states do.  Four moves at a time, the last of them perhaps times zero.
     """
     moves, places, weights = stiff.moves, stiff.places, stiff.weights
-    for begin in range(0, out.size, _TILE):
-        part = out[begin : begin + _TILE]
-        n = part.size
-        part[:] = 0.0
-        j = 0
-        while j + 2 <= count:
-            a, b = weights[row, j], weights[row, j + 1]
-            x, y = moves[places[j], begin : begin + n], moves[places[j + 1], begin : begin + n]
-            for i in range(n):
-                part[i] += a * x[i] + b * y[i]
-            j += 2
-        if j < count:
-            a, x = weights[row, j], moves[places[j], begin : begin + n]
-            for i in range(n):
-                part[i] += a * x[i]
+    for j in range(count, count + 3):
+        weights[row, j] = 0.0
+    for j in range(0, count, 4):
+        a, b, c, d = weights[row, j], weights[row, j + 1], weights[row, j + 2], weights[row, j + 3]
+        last = places.size - 1
+        w, x = places[j], places[min(j + 1, last)]
+        y, z = places[min(j + 2, last)], places[min(j + 3, last)]
+        if j == 0:
+            for i in range(out.size):
+                out[i] = a * moves[w, i] + b * moves[x, i] + c * moves[y, i] + d * moves[z, i]
+        else:
+            for i in range(out.size):
+                out[i] += a * moves[w, i] + b * moves[x, i] + c * moves[y, i] + d * moves[z, i]
 
 
 @kernel
@@ -562,9 +558,11 @@ def store_dense(state, stiff, output):
 
 @kernel
 def _speed(stiff):
-    """|theta'|^2 of the interpolant at its end: the gradient there shows the errors of stiff components enlarged."""
+    """|theta'|^2 of the interpolant at its end: the gradient there shows the errors of stiff components enlarged.
+
+    Once ``_dissipated`` has been called.
+    """
     count = stiff.numbers[LAST_ORDER] + 1
-    _spread(stiff.nodes, count, stiff.weights)
     _slope_weights(stiff.nodes, count, 0.0, stiff.weights, 2)
     _of_moves(stiff.weights, 2, count)
     return _square(stiff, count - 1, 2) / stiff.times[0] ** 2
@@ -749,6 +747,7 @@ def _implicit_step(gradient, hvp, data, dims, work, state, stiff, output, rtol, 
         theta[i] = theta_new[i]
     _remember(stiff, clock[T], theta)
     clock[DISSIPATION] += _dissipated(stiff, order, stiff.nodes[1], 0.0)
+    state.slopes[0] = _speed(stiff)
     counters[ACCEPTED] += 1
     counters[REJECTED_LAST] = 0
     explicit.keep_checkpoint(state)
@@ -775,10 +774,8 @@ def advance(
                 return PAUSED
         if numbers[LAST_IMPLICIT] and _save(state, stiff, output):
             return FINISHED
-        if numbers[LAST_IMPLICIT]:
-            state.slopes[0] = _speed(stiff)
-            if explicit.at_rest(state):
-                return explicit.AT_REST
+        if numbers[LAST_IMPLICIT] and explicit.at_rest(state):
+            return explicit.AT_REST
         attempts = counters[ACCEPTED] + counters[REJECTED]
         if not numbers[LAST_IMPLICIT]:  # saves what lies within the last explicit step
             # a bare number would be a type of its own, and the loop compiled for it once more
