@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 _SAMPLE_SECONDS = 0.02
+# A processor that has stood idle, while another one worked, is slow for so long.
+_WAKE_SECONDS = 0.3
 _SETUP_SECONDS = 300.0
 #: Packages that compile in the first call of a contestant, and the seconds that it is allowed more for that.
 _COMPILE_SECONDS = {"gflow": 600.0, "numbalsoda": 120.0, "diffrax": 120.0}
@@ -66,15 +68,22 @@ class Worker:
             raise TimeUp
         return self.pipe.recv()
 
-    def run(self, name: str, rtol: float, repeats: int, cap: float) -> tuple[float, float, Any]:
-        """Seconds per call, processor seconds, what the last call returned; TimeUp (and a new process) past the cap."""
+    def run(
+        self, name: str, rtol: float, repeats: int, cap: float, wake: bool = False
+    ) -> tuple[float, float, Any]:
+        """Seconds per call, processor seconds, what the last call returned; TimeUp (and a new process) past the cap.
+
+        ``wake``: another process has worked before this one.
+        """
         if name not in self.warm and self.group in _COMPILE_SECONDS:
             self.first_call(name, rtol, cap)
-        return self._run(name, rtol, repeats, cap)
+        return self._run(name, rtol, repeats, cap, wake)
 
-    def _run(self, name: str, rtol: float, repeats: int, cap: float) -> tuple[float, float, Any]:
+    def _run(
+        self, name: str, rtol: float, repeats: int, cap: float, wake: bool = False
+    ) -> tuple[float, float, Any]:
         try:
-            self.pipe.send((name, rtol, repeats))
+            self.pipe.send((name, rtol, repeats, _WAKE_SECONDS if wake and repeats > 1 else 0.0))
             return self._answer(cap * max(1, repeats))
         except (TimeUp, EOFError, OSError):  # or it died
             self.close()
@@ -105,10 +114,13 @@ def _serve(pipe: Connection, module: str, group: str, task: str, processor_time:
     clock = time.process_time if processor_time else time.perf_counter
     pipe.send(list(contestants))
     while True:
-        name, rtol, repeats = pipe.recv()
+        name, rtol, repeats, wake = pipe.recv()
         states: Any = None
         with suppress(Exception):
-            for _ in range(repeats // 4):  # back to speed after the others' turns
+            end = time.perf_counter() + wake
+            while time.perf_counter() < end:
+                contestants[name](rtol)
+            for _ in range(repeats // 4):
                 contestants[name](rtol)
         start, start_processor = clock(), time.process_time()
         try:
@@ -225,11 +237,14 @@ def race(
             jobs.append((workers[curve.group], curve, point, repeats))
             samples.append([(point.seconds, point.processor_seconds)] if point.seconds > 1.0 else [])
     for _ in range(rounds):
+        awake = None
         for (worker, curve, point, repeats), kept in zip(jobs, samples, strict=True):
             if len(kept) * point.seconds > 5.0:
                 continue
             try:
-                kept.append(worker.run(curve.name, point.rtol, repeats, 2 * cap)[:2])
+                made = worker.run(curve.name, point.rtol, repeats, 2 * cap, worker is not awake)
+                awake = worker
+                kept.append(made[:2])
             except TimeUp:
                 point.note = "passed the cap in a later round"
     for (_, _, point, _), kept in zip(jobs, samples, strict=True):
