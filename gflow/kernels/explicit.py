@@ -41,9 +41,6 @@ SAVED, HISTORY, DENSE = range(3)
 _TOO_LARGE, _NOT_FINITE, _NOT_FINITE_BEFORE = 1, 2, 3
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
-# Error above which DOP853's steps are held more firmly: where stability limits them they would swing.  Below it, and with
-# Tsit5, a controller so firm would let the error fall far below the tolerance wherever steps grow with time.
-_CALM = 0.1
 _MOST_CHECKPOINTS = 32
 # Largest departure of an interpolant from the flow, in tolerances, with which its values are used.  Where it is
 # measured, it is 4 to 9 times the largest error within the step on the problems tried, and at least twice.
@@ -496,9 +493,7 @@ def _start(gradient, data, dims, work, tableau, state, rtol, atol):
 def next_step(error, before, good, after_rejected, exponent):
     """Size of the next step in units of this one, by a PI controller; any error, too, that is not finite."""
     log = log2(error)
-    firm = exponent > 5 and max(error, before) > _CALM
-    now, past = (0.7, 0.4) if firm else (0.85, 0.2)
-    power = (past * log2(before) - now * log) / exponent if good else -log / exponent
+    power = (0.4 * log2(before) - 0.7 * log) / exponent if good else -log / exponent
     factor = max(_SHRINK, _SAFETY * exp2(power))
     return min(factor, (1.0 if after_rejected else _GROW) if good else factor)
 
