@@ -80,7 +80,7 @@ _SAFETY, _RELUCTANCE = 1.3, 0.95
 # less than the sums of an implicit one), between the later ones, and before the implicit method is tried again once it
 # has lost.
 _FIRST_LOOK, _FIRST_LOOK_OF_CHEAP, _LOOK, _PATIENCE = 16, 512, 16, 32
-_CHEAP = 200.0
+_CHEAP = 400.0
 # Fewest gradients of an implicit step: of the prediction, and two products.
 _LEAST_GRADIENTS = 3
 # Nanoseconds that the sums of an implicit step of a small network take.
