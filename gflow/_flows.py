@@ -360,6 +360,7 @@ class StiffFlow(Flow):
     def result(self, outcome: Status, watch: Watch) -> dict[str, Any]:
         """The fields of the trajectory as far as it has come, with what it takes to go on with its method."""
         made = super().result(outcome, watch)
+        made["counts"]["products"] = 0
         if self.stiff is not None:
             made["state"].update({f"stiff_{name}": getattr(self.stiff, name) for name in stiff.KEPT})
             made["counts"]["products"] = int(self.stiff.numbers[stiff.PRODUCTS])

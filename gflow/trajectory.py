@@ -151,7 +151,7 @@ class Trajectory:
     outcome : Status
         How the run ended; :attr:`status` adds what the trajectory says of its accuracy.
     counts : dict
-        Accepted and rejected steps, gradients.
+        Accepted and rejected steps, gradients; products with the Hessian where the method may take any.
     events : Events or None
         Events at kinks; None where the flow has none or they were not located.
     limit : Limit or None

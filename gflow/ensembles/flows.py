@@ -83,6 +83,7 @@ class Flows(Runs):
             np.zeros(runs, dtype=np.int64), np.zeros(runs), starts.copy(), np.zeros(runs),
             np.zeros((runs, 3), dtype=np.int64), np.full(runs, ensembles.UNFINISHED),
         )  # fmt: skip
+        self.products = np.zeros(runs, dtype=np.int64)
         self.tables: dict[int, Events] = {}
 
     @property
@@ -108,6 +109,9 @@ class Flows(Runs):
                 why = f"Stopped at t = {runs.last_t[r]:.6g} of {self.times[-1]:g}: {_REASONS[names[r]]}."
                 self.outcomes[r] = Status(names[r], why)
         observed = self.observed(runs.theta, runs.saved, names)
+        counts = dict(zip(("accepted", "rejected", "gradients"), runs.counts.T.copy(), strict=True))
+        if self.method in ("auto", "bdf"):
+            counts["products"] = self.products
         table = None
         if self.located:
             order = sorted(self.tables)
@@ -122,7 +126,7 @@ class Flows(Runs):
             table = (run, *(np.concatenate(column) for column in columns))
         return Ensemble(
             t=self.times, theta=runs.theta, codes=names.astype(str), outcomes=self.outcomes,
-            counts=dict(zip(("accepted", "rejected", "gradients"), runs.counts.T.copy(), strict=True)),
+            counts=counts,
             last_t=np.where(names == "finished", self.times[-1], runs.last_t),
             last=np.where((names == "finished")[:, None], runs.theta[:, -1], runs.last),
             observed=observed, dissipation=runs.dissipation, last_dissipation=runs.last_dissipation,
@@ -330,6 +334,7 @@ class SingleWorker:
         runs.last_t[r], runs.last[r] = run.t, run.now
         runs.last_dissipation[r] = run.state.clock[explicit.DISSIPATION]
         runs.counts[r] = [made["counts"][name] for name in ("accepted", "rejected", "gradients")]
+        self.all.products[r] = made["counts"].get("products", 0)
         self.all.outcomes[r] = made["outcome"]
         if made.get("events") is not None:
             self.all.tables[r] = made["events"]

@@ -35,7 +35,8 @@ class Ensemble:
     codes : array of str (R,)
         How each run ended: the codes of :class:`gflow.Status`.
     counts : dict of str to array of int (R,)
-        Accepted and rejected steps and gradients of each run; steps and gradients of a descent.
+        Accepted and rejected steps and gradients of each run, and products with the Hessian where the method
+        may take any; steps and gradients of a descent.
     last_t, last : arrays (R,), (R, P)
         How far each run has come, and its state there.
     observed : dict of str to array (R, T, ...)

@@ -11,8 +11,9 @@ to a fraction of the tolerance, so a handful of iterations and no second Newton 
 Rosenbrock methods must compute the whole increment of a step to the tolerance, several times a step.)
 
 The loop is that of ``explicit``, whose state it shares, and starts with its steps: they fill the history
-from which the formula goes on at once at high order.  With ``AUTO`` it goes over when stability limits the
-explicit step, and returns when that has become the cheaper of the two per unit of time.
+from which the formula goes on at once at high order.  With ``AUTO`` it goes over when the largest eigenvalue of H says
+that stability limits the explicit step, and the formula's own error over the last explicit steps that its steps would
+be long enough to pay; it returns when the explicit method has become the cheaper of the two per unit of time.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ _LEAST_GRADIENTS = 3
 _BOOKKEEPING = 800.0
 # Products to tell the largest eigenvalue, the least growth of its estimate that asks for another, and the part of the
 # border below which the first estimate is enough.
-_MOST_LOOKS, _SETTLED, _CALM = 4, 1.2, 0.02
+_MOST_PRODUCTS, _SETTLED, _CALM = 4, 1.2, 0.02
 # Failures in a row after which the explicit method takes over.
 _HOPELESS = 8
 # Share of the stability limit above which the explicit step is, or will soon be, limited by it, and share of the
@@ -584,7 +585,7 @@ def _stiffness(hvp, data, dims, work, tableau, state, stiff):
     for i in range(size):
         p[i] = state.stages[last, i] - state.stages[last - 1, i]
         square += p[i] * p[i]
-    for _ in range(_MOST_LOOKS):
+    for _ in range(_MOST_PRODUCTS):
         if not (square > 0.0 and square < np.inf):
             return h * known
         product[size - 1] = np.nan
@@ -641,8 +642,8 @@ def _go_implicit(state, stiff):
     numbers = stiff.numbers
     numbers[IMPLICIT], numbers[COLLECTING], numbers[FAILED] = 1, 0, 0
     numbers[AT_ORDER] = 0
-    stiff.rates[EXPLICIT_H] = state.clock[H]
-    state.clock[H] = min(state.clock[H], stiff.rates[FORESEEN])
+    h = stiff.rates[EXPLICIT_H] = state.clock[H]
+    state.clock[H] = min(h, max(stiff.rates[FORESEEN], 1e-3 * h))  # a forecast too dark must not end the run
 
 
 @kernel

@@ -63,6 +63,21 @@ def test_the_change_of_method_pays():
     assert stiff.counts["gradients"] + 2 * stiff.counts["products"] < 0.5 * explicit.counts["gradients"]
 
 
+def test_the_change_of_method_pays_where_a_separable_loss_falls_for_long():
+    """Fast and slow directions are but a factor of twenty apart there, and both slow down like 1 / t."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((20, 5))
+    problem = gflow.Problem(x, np.sign(x @ rng.standard_normal(5)), "logistic")
+    model = gflow.DeepLinear((5, 1))
+    run, alone = (
+        gflow.flow(model, problem, np.zeros(5), [1e3, 1e9], rtol=1e-6, method=m) for m in ("auto", "tsit5")
+    )
+    exact = gflow.flow(model, problem, np.zeros(5), [1e3, 1e9], rtol=1e-12, method="dop853")
+    assert run.methods.name[-1] == "bdf"
+    assert run.counts["gradients"] + 2 * run.counts["products"] < 0.6 * alone.counts["gradients"]
+    assert largest_error(run.theta, exact.theta) <= 30e-6
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 @pytest.mark.parametrize("rtol", [1e-4, 1e-9])
 def test_what_is_not_stiff_is_left_to_the_explicit_method(case, rtol):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_explicit import Riccati
 
+import gflow
 from gflow.kernels import abi, explicit, stiff, tableaus
 from gflow.objective import Objective
 
@@ -81,6 +82,15 @@ class Loop:
             if code != explicit.PAUSED:
                 return code
 
+    def finish_steps(self, count):
+        """Attempt that many steps."""
+        o = self.objective
+        for _ in range(count):
+            stiff.advance(
+                o.gradient_kernel, o.hvp_kernel, o.data, o.dims, o.work, self.tableau, self.state, self.stiff,
+                self.output, self.kind, self.rtol, self.atol, 16, 1, 10**5,
+            )  # fmt: skip
+
 
 # ---- order -------------------------------------------------------------------------------------------------
 
@@ -153,6 +163,45 @@ def test_the_error_estimate_measures_the_error_of_a_step():
         )  # fmt: skip
         error = np.sqrt(np.mean(((new - riccati_flow([t + h])[0]) / (1e-9 * atol)) ** 2)) / stiff._SHARE
         assert 0.4 <= estimate / error <= 2.5, (order, estimate, error)
+
+
+# ---- when it begins ----------------------------------------------------------------------------------------
+
+
+def after_explicit_steps(objective, theta0, rtol, count):
+    """A loop that has taken that many explicit steps, of which the formula's history knows the last."""
+    loop = Loop(objective, theta0, [1e30], rtol=rtol, kind=stiff.AUTO)
+    loop.stiff.numbers[stiff.NEXT_LOOK] = 10**6
+    loop.finish_steps(count - loop.stiff.times.size)
+    loop.stiff.numbers[stiff.COLLECTING] = 1
+    loop.finish_steps(loop.stiff.times.size)
+    return loop
+
+
+def test_the_largest_eigenvalue_is_seen():
+    """On a separable problem, where the error of a step lies in slow directions and hides the fast ones."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((20, 5))
+    o = Objective(gflow.DeepLinear((5, 1)), gflow.Problem(x, np.sign(x @ rng.standard_normal(5)), "logistic"))
+    loop = after_explicit_steps(o, np.zeros(5), 1e-4, 100)
+    state = loop.state
+    true = np.linalg.eigvalsh(o.hessian(state.theta))[-1]
+    seen = stiff._stiffness(o.hvp_kernel, o.data, o.dims, o.work, loop.tableau, state, loop.stiff)
+    assert seen == pytest.approx(true * state.clock[explicit.H_BEFORE], rel=0.3)
+    assert 1 <= loop.stiff.numbers[stiff.PRODUCTS] <= stiff._MOST_PRODUCTS
+
+
+def test_the_forecast_is_a_step_of_the_error_that_is_allowed():
+    """From the explicit steps of a smooth flow: a step so long, at that order, is accepted or nearly so."""
+    loop = after_explicit_steps(Objective(Bowl([0.5, 1.0]), None), [1.0, 1.0], 1e-7, 30)
+    o, state, sf = loop.objective, loop.state, loop.stiff
+    order, h = sf.numbers[stiff.ORDER], sf.rates[stiff.FORESEEN]
+    assert 3 <= order <= stiff.HIGHEST and h > 0
+    error = stiff.attempt(
+        o.gradient_kernel, o.hvp_kernel, state.clock[explicit.T], h, o.data, o.dims, o.work, state.counters, sf, order,
+        state.theta, state.theta_new, loop.rtol, loop.atol,
+    )  # fmt: skip
+    assert 0.01 <= error <= 2.0, (order, error)
 
 
 # ---- the linear solver -------------------------------------------------------------------------------------
