@@ -23,6 +23,8 @@ import numpy as np
 _SAMPLE_SECONDS = 0.02
 # A processor that has stood idle, while another one worked, is slow for so long.
 _WAKE_SECONDS = 0.3
+# A call so long is hardly touched by that.
+_LONG_SECONDS = 1.0
 _SETUP_SECONDS = 300.0
 #: Packages that compile in the first call of a contestant, and the seconds that it is allowed more for that.
 _COMPILE_SECONDS = {"gflow": 600.0, "numbalsoda": 120.0, "diffrax": 120.0}
@@ -83,7 +85,7 @@ class Worker:
         self, name: str, rtol: float, repeats: int, cap: float, wake: bool = False
     ) -> tuple[float, float, Any]:
         try:
-            self.pipe.send((name, rtol, repeats, _WAKE_SECONDS if wake and repeats > 1 else 0.0))
+            self.pipe.send((name, rtol, repeats, _WAKE_SECONDS if wake else 0.0))
             return self._answer(cap * max(1, repeats))
         except (TimeUp, EOFError, OSError):  # or it died
             self.close()
@@ -242,7 +244,8 @@ def race(
             if len(kept) * point.seconds > 5.0:
                 continue
             try:
-                made = worker.run(curve.name, point.rtol, repeats, 2 * cap, worker is not awake)
+                wake = worker is not awake and point.seconds < _LONG_SECONDS
+                made = worker.run(curve.name, point.rtol, repeats, 2 * cap, wake)
                 awake = worker
                 kept.append(made[:2])
             except TimeUp:

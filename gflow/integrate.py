@@ -74,9 +74,11 @@ def flow(
     method : {"auto", "tsit5", "dop853", "bdf"}
         Runge-Kutta pair of order 5(4) or 8(5,3); or, for stiff problems, backward differentiation formulas of
         order up to 6 with conjugate gradients, begun by a few steps of such a pair.  ``"auto"`` takes
-        Tsit5 for rtol ≥ 1e-7 and DOP853 below, and goes over to BDF, and back, where that costs fewer gradients
-        per unit of time; ``trajectory.methods`` says when.  ReLU networks, and models without ``hvp``, and the
-        clock of the loss stay with the pair; Tsit5 at more than 2,000 neuron-sample pairs, whose events cut the steps short.
+        Tsit5 for rtol ≥ 1e-7 and DOP853 below; where the largest eigenvalue of the Hessian says that stability limits
+        its steps, it goes over to BDF, and back, as that costs less per unit of time, counted in gradients; of the
+        smallest networks, not within the first 512 steps.  ``trajectory.methods`` says when.
+        ReLU networks, and models without ``hvp``, and the clock of the loss stay with the pair; Tsit5 at more than 2,000
+        neuron-sample pairs, whose events cut the steps short.
     rtol : float
         Relative tolerance of one step, per parameter.
     atol : float, optional
@@ -229,7 +231,7 @@ def load(path: str | Path) -> Trajectory:
         If there is no such file.
     """
     loaded = _trajectory.read(path)
-    return replace(loaded, solve=flow) if loaded.steps is not None else loaded
+    return replace(loaded, solve=flow) if loaded.history is not None else loaded
 
 
 def chosen_method(objective: Objective, method: str, rtol: float, events: bool, clock: str = "time") -> str:

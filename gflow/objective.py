@@ -38,6 +38,11 @@ class Objective:
         self.work = np.zeros(view.work_size)
         self._gradient: abi.Kernel | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without addresses of compiled code, which mean nothing in another process."""
+        kept = {name: value for name, value in vars(self).items() if not isinstance(value, abi.Kernel)}
+        return {**kept, "_gradient": None}
+
     @property
     def weight_decay(self) -> float:
         """Coefficient μ of the penalty in the loss."""
@@ -55,7 +60,11 @@ class Objective:
 
     @property
     def nanoseconds(self) -> float:
-        """What a gradient may take, roughly: for decisions that would be as good if it were twice that."""
+        """What a gradient may take, by the numbers that it sees: good to a factor of some, to choose methods by.
+
+        A user's gradient that does more with each number is taken for cheaper than it is, and its implicit steps for
+        dearer.
+        """
         return float(self.data.size + self.work.size + 8 * self.size + 100)
 
     @property

@@ -111,7 +111,7 @@ class Flows(Runs):
         observed = self.observed(runs.theta, runs.saved, names)
         counts = dict(zip(("accepted", "rejected", "gradients"), runs.counts.T.copy(), strict=True))
         if self.method in ("auto", "bdf"):
-            counts["products"] = self.products
+            counts["products"] = self.products.copy()
         table = None
         if self.located:
             order = sorted(self.tables)

@@ -139,7 +139,7 @@ def first_look(nanoseconds: float) -> int:
     return _FIRST_LOOK_OF_CHEAP if nanoseconds < _CHEAP else _FIRST_LOOK
 
 
-def new_stiff(size: int, nanoseconds: float = 1e6) -> Stiff:
+def new_stiff(size: int, nanoseconds: float) -> Stiff:
     """What a run begins with; the time of a gradient is for the price of what an implicit step takes besides."""
     numbers = np.zeros(13, dtype=np.int64)
     numbers[NEXT_LOOK] = first_look(nanoseconds)
@@ -574,31 +574,30 @@ def _speed(stiff):
 
 @kernel
 def _stiffness(hvp, data, dims, work, tableau, state, stiff):
-    """h times the largest eigenvalue of H at the end of an accepted explicit step.
+    """h times the largest eigenvalue of H at the end of an accepted explicit step, estimated from below.
 
     By a few products from the direction in which the last two stages (both at the step's end) differ: that alone
-    shows the slow directions of the step's error, too, and an eigenvalue too small by far.
+    shows the slow directions of the step's error, too, and an eigenvalue too small by far.  NaN if products are.
     """
     last, t, h, size = tableau.sizes[0] - 1, state.clock[T], state.clock[H_BEFORE], state.theta.size
     p, product = stiff.direction, stiff.product
     square, known = 0.0, 0.0
     for i in range(size):
-        p[i] = state.stages[last, i] - state.stages[last - 1, i]
-        square += p[i] * p[i]
+        product[i] = state.stages[last, i] - state.stages[last - 1, i]
+        square += product[i] * product[i]
     for _ in range(_MOST_PRODUCTS):
         if not (square > 0.0 and square < np.inf):
-            return h * known
-        product[size - 1] = np.nan
-        hvp(t, state.theta, p, data, dims, work, product)
-        stiff.numbers[PRODUCTS] += 1
-        before, known = known, _inner(p, product) / square
-        if known < _SETTLED * before or h * known < _CALM * _border(tableau):
             break
-        square = _inner(product, product)
         scale = 1.0 / np.sqrt(square)
         for i in range(size):
             p[i] = scale * product[i]
-        square = 1.0
+        product[size - 1] = np.nan
+        hvp(t, state.theta, p, data, dims, work, product)
+        stiff.numbers[PRODUCTS] += 1
+        before, known = known, _inner(p, product)
+        if not known > max(_SETTLED * before, _CALM * _border(tableau) / h):  # settled, calm, or NaN
+            break
+        square = _inner(product, product)
     return h * known
 
 
@@ -617,7 +616,10 @@ def _cost(state, stiff):
 
 @kernel
 def _foresee(state, stiff, rtol, atol):
-    """From the explicit step just taken, the order and the step with which the formula would begin; once ``HELD`` is full."""
+    """From the explicit step just taken, the order and the step with which the formula would begin.
+
+    Once the history, of which that step's end is not yet part, is full but for one state.
+    """
     theta, theta_before, scale = state.theta, state.theta_before, stiff.product
     for i in range(scale.size):
         scale[i] = 1.0 / (atol[i] + rtol * max(abs(theta[i]), abs(theta_before[i])))
@@ -653,6 +655,7 @@ def _go_explicit(state, stiff):
     numbers[IMPLICIT] = numbers[HELD] = 0
     numbers[NEXT_LOOK] = counters[ACCEPTED] + counters[REJECTED] + numbers[PATIENCE]
     numbers[PATIENCE] *= 2
+    stiff.rates[COST_MARK], stiff.rates[STEPS_MARK] = _cost(state, stiff), counters[ACCEPTED]
     state.clock[H] = stiff.rates[EXPLICIT_H]
     state.clock[explicit.ERROR_BEFORE] = 1.0
     counters[FRESH], counters[REJECTED_LAST] = MOVED, 0
@@ -672,7 +675,9 @@ def _look(hvp, data, dims, work, tableau, state, stiff):
             return False
         _go_explicit(state, stiff)
         return True
-    if _stiffness(hvp, data, dims, work, tableau, state, stiff) < _border(tableau):
+    limited = _stiffness(hvp, data, dims, work, tableau, state, stiff) >= _border(tableau)  # false for NaN
+    rates[COST_MARK] = _cost(state, stiff)  # the look is not charged to what follows
+    if not limited:
         numbers[COLLECTING] = numbers[HELD] = 0
         return False
     if numbers[HELD] == stiff.times.size:
@@ -785,6 +790,8 @@ def advance(
             )
             if code != PAUSED:
                 return code
+        if attempts >= max_steps:
+            return MAX_STEPS
         if kind == AUTO and attempts >= numbers[NEXT_LOOK] and not counters[REJECTED_LAST]:
             if _look(hvp, data, dims, work, tableau, state, stiff):
                 continue
@@ -814,7 +821,7 @@ def advance(
             if counters[ACCEPTED] > accepted:
                 numbers[LAST_IMPLICIT] = 0
                 if numbers[COLLECTING]:
-                    if numbers[HELD] == stiff.times.size - 1:
+                    if numbers[HELD] >= stiff.times.size - 1:
                         _foresee(state, stiff, rtol, atol)
                     _remember(stiff, clock[T], state.theta)
             if code != PAUSED:
@@ -823,8 +830,6 @@ def advance(
             if budget <= 0:
                 return PAUSED
             continue
-        if attempts >= max_steps:
-            return MAX_STEPS
         if output.cursor[HISTORY] == output.history.shape[0]:
             return BLOCK_FULL
         if output.cursor[DENSE] == output.dense_times.shape[0] and output.dense_times.shape[0] > 0:

@@ -9,7 +9,7 @@ from cases import CASES
 import gflow
 from gflow.ensembles import flows as many_flows
 from gflow.ensembles import runs as many_runs
-from gflow.kernels import explicit
+from gflow.kernels import explicit, stiff
 from gflow.objective import Objective
 
 SCALAR = gflow.DeepLinear((1, 1, 1))
@@ -215,6 +215,17 @@ def test_a_run_is_a_trajectory_with_its_cause(through_a_file, tmp_path):
         gflow.flow(case.model, case.problem, None, 2.0, start=run)
     with pytest.raises(IndexError):
         runs[3]
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1, 30])
+def test_a_run_cut_about_the_first_look_at_its_method_is_the_single_one(more):
+    model = gflow.DeepLinear((6, 6, 6))
+    problem = gflow.Problem.factorization(np.diag(np.geomspace(1.0, 0.01, 6)))
+    first = stiff.first_look(Objective(model, problem).nanoseconds)
+    thetas = starts(model, 2, 0.1)
+    runs = gflow.ensemble(model, problem, thetas, 1e3, rtol=1e-6, max_steps=first + more)
+    for r in range(2):
+        same(runs[r], gflow.flow(model, problem, thetas[r], 1e3, rtol=1e-6, max_steps=first + more))
 
 
 def test_events_through_a_file(tmp_path):

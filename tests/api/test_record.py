@@ -117,6 +117,23 @@ def test_methods_and_steps_come_back(tmp_path):
         assert back.status == run.status
 
 
+def test_a_pickle_serves_another_process(tmp_path):
+    """Addresses of compiled code would not."""
+    case = CASES[0]
+    run = gflow.flow(case.model, case.problem, case.theta0, case.end, rtol=1e-6)
+    run.loss, run.status, run.sensitivity()  # all that looks kernels up
+    (tmp_path / "run.pickle").write_bytes(pickle.dumps(run))
+    read = (
+        "import pickle, sys; run = pickle.load(open(sys.argv[1], 'rb'));"
+        "print(*map(float.hex, run.objective.losses(run.theta)), *map(float.hex, run.objective.eigenvalues(run.end)))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", read, str(tmp_path / "run.pickle")], capture_output=True, text=True, check=True
+    ).stdout.split()
+    here = [*run.objective.losses(run.theta), *run.objective.eigenvalues(run.end)]
+    assert said == [float(x).hex() for x in here]
+
+
 def test_the_name_gets_its_ending_once(tmp_path):
     run = gflow.flow(CASES[0].model, CASES[0].problem, CASES[0].theta0, 1.0)
     assert run.save(tmp_path / "alpha=0.1").name == "alpha=0.1.npz"

@@ -60,10 +60,13 @@ class Runaway:
 class Loop:
     """One integration by the compiled loop, driven by hand."""
 
-    def __init__(self, objective, theta0, times, rtol=1e-6, atol=1e-12, kind=stiff.BDF, block=20_000):
+    def __init__(
+        self, objective, theta0, times, rtol=1e-6, atol=1e-12, kind=stiff.BDF, block=20_000, nanoseconds=1e4
+    ):
         self.objective, self.tableau, self.kind = objective, tableaus.tsit5(), kind
         theta0 = np.array(theta0, dtype=float)
-        self.state, self.stiff = explicit.new_state(theta0, 0.0, self.tableau), stiff.new_stiff(theta0.size)
+        self.state = explicit.new_state(theta0, 0.0, self.tableau)
+        self.stiff = stiff.new_stiff(theta0.size, nanoseconds)
         self.rtol, self.atol = rtol, np.full(theta0.size, atol)
         shape = np.empty((len(times), theta0.size)), np.empty(len(times)), np.empty((block, 3))
         nothing = np.empty((0, 2)), np.empty((0, 1, theta0.size))
@@ -86,10 +89,11 @@ class Loop:
         """Attempt that many steps."""
         o = self.objective
         for _ in range(count):
-            stiff.advance(
+            code = stiff.advance(
                 o.gradient_kernel, o.hvp_kernel, o.data, o.dims, o.work, self.tableau, self.state, self.stiff,
                 self.output, self.kind, self.rtol, self.atol, 16, 1, 10**5,
             )  # fmt: skip
+            assert code == explicit.PAUSED
 
 
 # ---- order -------------------------------------------------------------------------------------------------
@@ -114,7 +118,7 @@ def riccati_flow(times):
 def fixed_steps(order, n, begin=0.5, end=1.5):
     """Largest errors at, and between, n steps of equal ratio; the history is exact."""
     o, ratio = Riccati.objective, (end / begin) ** (1 / n)
-    sf, counters = stiff.new_stiff(o.size), np.zeros(8, dtype=np.int64)
+    sf, counters = stiff.new_stiff(o.size, 1e4), np.zeros(8, dtype=np.int64)
     state = explicit.new_state(Riccati.start.ravel(), 0.0, tableaus.tsit5())
     past = begin * ratio ** np.arange(-order, 1.0)
     for t, theta in zip(past, riccati_flow(past), strict=True):
@@ -152,7 +156,7 @@ def test_the_error_estimate_measures_the_error_of_a_step():
     """From an exact history, on a problem that is not stiff."""
     o, atol, t, h = Riccati.objective, np.full(6, 1e-3), 1.0, 0.05
     for order in range(1, 5):
-        sf, counters = stiff.new_stiff(o.size), np.zeros(8, dtype=np.int64)
+        sf, counters = stiff.new_stiff(o.size, 1e4), np.zeros(8, dtype=np.int64)
         past = t * (1 + h) ** np.arange(-order, 1.0)
         for when, theta in zip(past, riccati_flow(past), strict=True):
             stiff._remember(sf, when, theta)
@@ -188,7 +192,39 @@ def test_the_largest_eigenvalue_is_seen():
     true = np.linalg.eigvalsh(o.hessian(state.theta))[-1]
     seen = stiff._stiffness(o.hvp_kernel, o.data, o.dims, o.work, loop.tableau, state, loop.stiff)
     assert seen == pytest.approx(true * state.clock[explicit.H_BEFORE], rel=0.3)
-    assert 1 <= loop.stiff.numbers[stiff.PRODUCTS] <= stiff._MOST_PRODUCTS
+
+
+@numba.njit
+def no_hvp(t, theta, v, data, dims, work, out):
+    for i in range(v.size):
+        out[i] = np.nan
+
+
+def test_products_that_are_not_numbers_say_nothing_of_stiffness():
+    class Broken(Bowl):
+        hvp = no_hvp
+
+    loop = after_explicit_steps(Objective(Broken([1.0, 1e3]), None), [1.0, 1.0], 1e-4, 60)
+    o = loop.objective
+    assert np.isnan(
+        stiff._stiffness(o.hvp_kernel, o.data, o.dims, o.work, loop.tableau, loop.state, loop.stiff)
+    )
+    loop.stiff.numbers[stiff.NEXT_LOOK] = 0
+    loop.finish_steps(40)
+    assert not loop.stiff.numbers[stiff.IMPLICIT]
+
+
+@pytest.mark.parametrize(("nanoseconds", "implicit"), [(1e4, True), (1.0, False)])
+def test_the_price_of_an_implicit_step_counts_what_it_takes_besides_its_gradients(nanoseconds, implicit):
+    loop = Loop(
+        Objective(Bowl(np.geomspace(1.0, 1e3, 6)), None),
+        np.ones(6),
+        [1e9],
+        kind=stiff.AUTO,
+        nanoseconds=nanoseconds,
+    )
+    loop.finish_steps(280)
+    assert bool(loop.stiff.numbers[stiff.IMPLICIT]) == implicit
 
 
 def test_the_forecast_is_a_step_of_the_error_that_is_allowed():
@@ -208,7 +244,7 @@ def test_the_forecast_is_a_step_of_the_error_that_is_allowed():
 
 
 def solve(o, theta, residual, shift, accuracy):
-    sf, counters = stiff.new_stiff(o.size), np.zeros(8, dtype=np.int64)
+    sf, counters = stiff.new_stiff(o.size, 1e4), np.zeros(8, dtype=np.int64)
     sf.guess[:], sf.slope[:], sf.residual[:] = theta, o.gradient(theta), residual + o.gradient(theta)
     square = stiff._begin(sf.slope, sf.residual, sf.direction, sf.correction)
     good = stiff.correct(
