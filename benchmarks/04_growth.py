@@ -1,6 +1,6 @@
-"""Cost growth: seconds of a gradient and of a hundred steps against width, depth, samples and number of runs.
+"""Cost growth: seconds of a gradient and of a step against width, depth, samples and number of runs.
 
-The exponent of the seconds is fitted by least squares of logarithms over the larger half of the sizes, beside
+All sizes of an axis are timed in turn.  The exponent of the seconds is fitted by least squares of logarithms over the larger half of the sizes, beside
 that of the operation count (multiplications of the products) over the same sizes.
 """
 
@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 import gflow
 from gflow.objective import Objective
 
-STEPS = 100
+STEPS = 30
 
 
 @numba.njit(error_model="numpy")
@@ -62,25 +62,32 @@ def by_samples_linear(n: int) -> tuple[Any, Any, float]:
 
 
 AXES: dict[str, tuple[Callable[[int], tuple[Any, Any, float]], tuple[int, ...], tuple[int, ...]]] = {
-    "width of three linear layers": (by_width, (8, 16, 32, 64, 128, 256, 512), (8, 32, 64)),
+    "width of three linear layers": (by_width, (8, 16, 32, 64, 128, 256), (8, 32, 64)),
     "depth at width 48": (by_depth, (2, 4, 8, 16, 32, 64), (2, 8, 16)),
-    "samples, ReLU 16-64-1": (by_samples, (64, 128, 256, 512, 1024, 2048, 4096), (64, 256, 512)),
+    "samples, ReLU 16-64-1": (by_samples, (64, 128, 256, 512, 1024, 2048, 4096, 8192), (64, 256, 512)),
     "samples, linear 16-64-1": (by_samples_linear, (64, 256, 1024, 4096, 16384), (64, 256, 1024)),
 }
 
 
-def measure(model: Any, problem: Any, rounds: int) -> dict[str, float]:
-    o = Objective(model, problem)
-    theta = 0.5 * np.random.default_rng(1).standard_normal(o.size) / np.sqrt(max(o.dims[1], 8))
-    out = np.empty(o.size)
-    more = {"events": False} if isinstance(model, gflow.TwoLayerReLU) else {}
-    jobs = {
-        "gradient": partial(_gradients, o.gradient_kernel, 1, theta, o.data, o.dims, o.work, out),
-        "solve": partial(gflow.flow, model, problem, theta, 1e9, max_steps=STEPS, method="dop853", **more),
-    }
+def measure(cases: list[tuple[Any, Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of a gradient, and of a step, of each network on its problem."""
+    jobs: dict[str, Callable[[], Any]] = {}
+    steps = []
+    for i, (model, problem) in enumerate(cases):
+        o = Objective(model, problem)
+        theta = 0.5 * np.random.default_rng(1).standard_normal(o.size) / np.sqrt(max(o.dims[1], 8))
+        more = {"events": False} if isinstance(model, gflow.TwoLayerReLU) else {}
+        solve = partial(gflow.flow, model, problem, theta, 1e9, max_steps=STEPS, method="dop853", **more)
+        steps.append(len(solve().steps.t))
+        arrays = o.gradient_kernel, 1, theta, o.data, o.dims, o.work, np.empty(o.size)
+        jobs |= {f"gradient {i}": partial(_gradients, *arrays), f"solve {i}": solve}
     with threadpool_limits(1, user_api="blas"):
         seconds = common.interleaved(jobs, rounds)
-    return {name: statistics.median(kept) for name, kept in seconds.items()}
+    median = {name: statistics.median(kept) for name, kept in seconds.items()}
+    return {
+        "gradient": [median[f"gradient {i}"] for i in range(len(cases))],
+        "step": [median[f"solve {i}"] / n for i, n in enumerate(steps)],
+    }
 
 
 def exponent(sizes: list[int], values: list[float]) -> float:
@@ -94,11 +101,18 @@ def runs(counts: tuple[int, ...], rounds: int) -> dict[str, Any]:
     if not hasattr(gflow, "ensemble"):
         return {"skipped": "this version has no gflow.ensemble"}
     model, problem = gflow.DeepLinear((1, 1, 1)), gflow.Problem.factorization([[1.0]])
-    seconds = []
-    for count in counts:
-        thetas = np.repeat(np.geomspace(1e-5, 1e-1, count)[:, None], 2, axis=1)
-        job = partial(gflow.ensemble, model, problem, thetas, 20.0)
-        seconds.append(statistics.median(common.interleaved({"runs": job}, rounds)["runs"]))
+    jobs = {
+        str(count): partial(
+            gflow.ensemble,
+            model,
+            problem,
+            np.repeat(np.geomspace(1e-5, 1e-1, count)[:, None], 2, axis=1),
+            20.0,
+        )
+        for count in counts
+    }
+    kept = common.interleaved(jobs, rounds)
+    seconds = [statistics.median(kept[str(count)]) for count in counts]
     return {
         "sizes": counts, "solve_s": seconds, "exponent_solve": exponent(list(counts), seconds),
         "exponent_count": 1.0,
@@ -107,19 +121,17 @@ def runs(counts: tuple[int, ...], rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     options = common.options(__doc__ or "")
-    rounds = 3 if options.quick else 9
+    rounds = 3 if options.quick else 7
     results: dict[str, Any] = {"steps": STEPS}
     for name, (make, full, quick) in AXES.items():
-        sizes, rows, counts = list(quick if options.quick else full), [], []
-        for size in sizes:
-            model, problem, count = make(size)
-            rows.append(measure(model, problem, rounds))
-            counts.append(count)
+        sizes = list(quick if options.quick else full)
+        made = [make(size) for size in sizes]
+        seconds = measure([(model, problem) for model, problem, _ in made], rounds)
         results[name] = {
-            "sizes": sizes, "gradient_s": [r["gradient"] for r in rows], "solve_s": [r["solve"] for r in rows],
-            "exponent_gradient": exponent(sizes, [r["gradient"] for r in rows]),
-            "exponent_solve": exponent(sizes, [r["solve"] for r in rows]),
-            "exponent_count": exponent(sizes, counts),
+            "sizes": sizes, "gradient_s": seconds["gradient"], "step_s": seconds["step"],
+            "exponent_gradient": exponent(sizes, seconds["gradient"]),
+            "exponent_solve": exponent(sizes, seconds["step"]),
+            "exponent_count": exponent(sizes, [count for _, _, count in made]),
         }  # fmt: skip
         print(name, {k: v for k, v in results[name].items() if k.startswith("exponent")}, flush=True)
     results["number of runs"] = runs(

@@ -188,7 +188,7 @@ def growth(results: dict[str, Any], folder: Path) -> list[str]:
         for name, r in results.items()
         if isinstance(r, dict) and "sizes" in r
     ]  # fmt: skip
-    head = ["against", "sizes", "exponent, gradient", "exponent, 100 steps", "exponent, operation count"]
+    head = ["against", "sizes", "exponent, gradient", "exponent, step", "exponent, operation count"]
     return ["## 04 Growth", "", "Fitted over the larger half of the sizes.", "", *table(head, rows)]
 
 
