@@ -41,7 +41,8 @@ def finite_array(name: str, value: Any, shape: Sequence[str | int]) -> NDArray[n
 
 def _is_finite(array: NDArray[np.float64]) -> bool:
     if array.size <= _FEW:
-        return all(map(math.isfinite, array.ravel().tolist()))
+        numbers = array.tolist() if array.ndim == 1 else array.ravel().tolist()
+        return math.isfinite(sum(numbers)) or all(map(math.isfinite, numbers))
     # the sum of the squares is the faster look
     return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 

@@ -89,7 +89,7 @@ class Flow:
         self.seeker: Seeker | None = None
         # the limit with what is said of it, while times to save still lie before it
         self.seen: tuple[Array, Limit, Status] | None = None
-        self.first_budget = int(min(max(2e7 / (len(tableau.node) * objective.nanoseconds), 1), 10_000))
+        self.first_budget = max(int(min(2e7 / (len(tableau.node) * objective.nanoseconds), 10_000.0)), 1)
         self._new_history()
         if dense:
             self._new_dense()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from math import exp, isfinite, isinf, log
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from gflow._run import (
     same_run,
     trajectory_or_none,
 )
-from gflow.kernels import ensembles
+from gflow.kernels import abi, ensembles
 from gflow.limit import FIRST_LOOK
 from gflow.objective import Objective
 from gflow.problem import Problem
@@ -150,21 +151,16 @@ def flow(
     """
     objective = Objective(model, problem)
     trajectory_or_none("start", start)
-    potential = _potential(objective, one_of("clock", clock, ("time", "loss")))
-    one_of("coords", coords, ("plain", "log"))
-    max_steps = positive_int("max_steps", max_steps)
-    events, dense = boolean("events", events), boolean("dense", dense)
-    if dense and clock == "loss":
-        raise ValueError("dense must be False with clock='loss': give the values of log(1/L) to save in t")
+    try:
+        settings = _checked(method, rtol, clock, coords, rest, events, dense, max_steps)
+    except TypeError:  # one of them, which is no number and no word, cannot be looked up
+        settings = _check_settings(method, rtol, clock, coords, rest, events, dense, max_steps)
+    rtol, events, dense, max_steps = settings
+    potential = _potential(objective, clock)
     observers = parse_observers(observe)
     callable_or_none("stop", stop)
-    if rest is not None and not 0.0 < positive("rest", rest) < 1.0:
-        raise ValueError(f"rest must be a part of the largest speed, between 0 and 1; got {rest}")
-    if rest is not None and clock == "loss":
-        raise ValueError("rest must be None with clock='loss', whose speed is that of log L")
     if start is None:
-        theta = objective.check_theta(theta0, "theta0")
-        rtol, before = check_rtol(rtol), None
+        theta, before = objective.check_theta(theta0, "theta0"), None
     else:
         theta, method, rtol, atol = _continued(objective, theta0, start, method, rtol, atol, clock, coords)
         before = start.state
@@ -178,7 +174,7 @@ def flow(
         potential = Objective(chart, problem)
     if start is None:
         if atol is None:
-            atol = 0.1 * rtol if chart is not None else float(default_atols(objective, theta[None], rtol)[0])
+            atol = 0.1 * rtol if chart is not None else default_atols(objective, theta[None], rtol).item(0)
         method = chosen_method(potential, method, rtol, events, clock)
     atol = positive("atol", atol)
     if events and hasattr(model, "piecewise") and not model.piecewise:
@@ -187,7 +183,7 @@ def flow(
         )
     origin = 0.0 if clock == "time" else -potential.loss(theta)
     times = check_times(t, origin if start is None else float(start.t[-1]), start, clock)
-    to_limit = isinf(times[-1])
+    to_limit = isinf(times.item(-1))
     if to_limit and chart is not None and not theta.any():
         raise ValueError(
             "coords must be 'plain' where t ends with inf and theta0 is zero, which stays there while its logarithms move; got 'log'"
@@ -218,6 +214,29 @@ def flow(
         made |= {"theta": chart.theta(made["theta"]), "coordinates": made["theta"]}
         made["dissipation"] = made["dissipation"] if potential.has("loss") else None
     return Trajectory.of({**made, "recorded_spec": spec, "solve": flow})
+
+
+def _check_settings(
+    method: str, rtol: float, clock: str, coords: str, rest: float | None, events: bool, dense: bool, max_steps: int
+) -> tuple[float, bool, bool, int]:  # fmt: skip
+    """Settings that are right or wrong whatever the model and the problem."""
+    one_of("method", method, ("auto", *METHODS))
+    rtol = check_rtol(rtol)
+    one_of("clock", clock, ("time", "loss"))
+    one_of("coords", coords, ("plain", "log"))
+    max_steps = positive_int("max_steps", max_steps)
+    events, dense = boolean("events", events), boolean("dense", dense)
+    if dense and clock == "loss":
+        raise ValueError("dense must be False with clock='loss': give the values of log(1/L) to save in t")
+    if rest is not None and not 0.0 < positive("rest", rest) < 1.0:
+        raise ValueError(f"rest must be a part of the largest speed, between 0 and 1; got {rest}")
+    if rest is not None and clock == "loss":
+        raise ValueError("rest must be None with clock='loss', whose speed is that of log L")
+    return rtol, events, dense, max_steps
+
+
+# Short runs that are called over and over spent a tenth of their time on the same eight checks.
+_checked = lru_cache(typed=True)(_check_settings)
 
 
 def load(path: str | Path) -> Trajectory:
@@ -280,7 +299,7 @@ def _log_coordinates(objective: Objective, theta: Array, clock: str) -> Any:
 
 def check_times(t: ArrayLike, origin: float, start: Trajectory | None, clock: str) -> Array:
     """The times to save, or values of log(1/L); a ValueError says what is wrong with them."""
-    if type(t) is float or _is_scalar(t):
+    if type(t) is float or (type(t) is not np.ndarray or t.ndim == 0) and _is_scalar(t):
         end = t if type(t) is float and isfinite(t) else _end(t, clock)
         if not end > origin:
             where = f"log(1/L) = {origin:.17g} of the start" if clock == "loss" else f"the start, {origin:g}"
@@ -292,17 +311,18 @@ def check_times(t: ArrayLike, origin: float, start: Trajectory | None, clock: st
         if clock != "time" or not _ends_with_inf(t):
             raise
         times = np.array(t, dtype=np.float64)
-    if clock == "time" and times[0] < 0:
-        raise ValueError(f"t must be >= 0; t[0] is {times[0]:g}")
+    first = times.item(0)
+    if clock == "time" and first < 0.0:
+        raise ValueError(f"t must be >= 0; t[0] is {first:g}")
     if not increases(times):
         i = int(np.flatnonzero(np.diff(times) <= 0)[0])
         raise ValueError(
             f"t must increase; t[{i}] = {times[i]:g} is followed by t[{i + 1}] = {times[i + 1]:g}"
         )
-    if times[0] < origin:
+    if first < origin:
         where = f"log(1/L) = {origin:.17g} of the start" if clock == "loss" else f"the start, {origin:g}"
         where = where if start is None else f"the end of start, {origin:g}"
-        raise ValueError(f"t must begin at or after {where}; t[0] is {times[0]:g}")
+        raise ValueError(f"t must begin at or after {where}; t[0] is {first:g}")
     return times
 
 
@@ -368,7 +388,7 @@ def _check_escape(log_time: float, log_pace: float, end: float) -> None:
 def default_atols(objective: Objective, thetas: Array, rtol: float) -> Array:
     """The default atol (R,) of runs from each row of ``thetas`` (R, P)."""
     out = np.empty(len(thetas))
-    ensembles.default_atols(thetas, objective.blocks, rtol, sys.float_info.min, out)
+    abi.call(ensembles.default_atols, thetas, objective.blocks, rtol, sys.float_info.min, out)
     return out
 
 

@@ -65,7 +65,7 @@ class Objective:
         A user's gradient that does more with each number is taken for cheaper than it is, and its implicit steps for
         dearer.
         """
-        return float(self.data.size + self.work.size + 8 * self.size + 100)
+        return self._view.nanoseconds
 
     @property
     def gradient_kernel(self) -> abi.Kernel:
@@ -235,6 +235,10 @@ class _View:
         listed = getattr(self.model, "blocks", None)
         slices = [slice(None)] if listed is None else listed()
         return np.array([block.indices(self.size) for block in slices], dtype=np.int64).reshape(-1, 3)
+
+    @cached_property
+    def nanoseconds(self) -> float:
+        return float(self.data.size + self.work_size + 8 * self.size + 100)
 
     @cached_property
     def widest(self) -> int:

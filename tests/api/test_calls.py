@@ -161,6 +161,6 @@ def test_arguments_of_a_compiled_loop_are_of_one_set_of_types(monkeypatch, tmp_p
     monkeypatch.setattr(abi, "call", checked)
     of_all_kinds(tmp_path)
     assert {loop.py_func.__module__.split(".")[-1] for loop in types} == {
-        "descent", "explicit", "lossclock", "piecewise", "stiff", "diagonal", "linear", "relu", "test_calls",
+        "descent", "ensembles", "explicit", "lossclock", "piecewise", "stiff", "diagonal", "linear", "relu", "test_calls",
     }  # fmt: skip
     assert all(abi._ENTRIES[loop] is loop.overloads[found].entry_point for loop, found in types.items())
