@@ -240,6 +240,10 @@ class Flow:
         if code == explicit.NON_FINITE:
             advice = " Check that the loss and its gradient are finite there; the last finite state is kept."
             return Status("non_finite", self.stopped_at("the gradient is not finite") + advice)
+        if self._endless:
+            return Status(
+                "step_too_small", self.stopped_at("later times are beyond the range of double precision")
+            )
         size, speed = float(np.linalg.norm(self.now)), math.sqrt(self.state.slopes[0])
         spacing = float(np.spacing(self.state.clock[explicit.T]))
         if size < _COARSE * spacing * speed:
@@ -253,6 +257,11 @@ class Flow:
                 "double precision holds."
             )
         return Status("step_too_small", self.stopped_at("the step size fell below the spacing of t") + advice)
+
+    @property
+    def _endless(self) -> bool:
+        """Whether the next step would end beyond the range of double precision."""
+        return math.isinf(self.state.clock.item(explicit.T) + self.state.clock.item(explicit.H))
 
     def stopped_at(self, why: str) -> str:
         return (
@@ -473,7 +482,7 @@ class LossClock(Flow):
         if before is not None:
             self.clock.numbers[:] = before["loss_clock"]
         self.never = np.empty(len(times) + 1)
-        self.never.fill(np.inf)
+        self.never.fill(np.nan)  # s may grow beyond all numbers
         super().__init__(objective, method, tableau, state, times, rtol, atol, dense, before)
 
     @property
@@ -494,7 +503,7 @@ class LossClock(Flow):
         return abi.call(lossclock.advance, *common, *rest)
 
     def _outcome(self, code: int, max_steps: int) -> Status:
-        if code == lossclock.SETTLED:
+        if code == lossclock.SETTLED or (code == explicit.STEP_TOO_SMALL and self._endless):
             return Status(
                 "settled",
                 self.stopped_at("log L has ceased to fall, and nothing moves any more")

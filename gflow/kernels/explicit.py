@@ -233,7 +233,10 @@ def attempt(
 
 @kernel
 def _error(index, weight, count, h, theta, theta_new, scratch, stages, rtol, atol):
-    """Error of an attempted step in units of the tolerance: Hairer's blend of both estimates."""
+    """Error of an attempted step in units of the tolerance: Hairer's blend of both estimates.
+
+    Of increments, not of rates, whose squares underflow where steps are longer than 1e150.
+    """
     high, low = 0.0, 0.0
     row, size = count.size - 2, theta.size
     if size < FEW:
@@ -244,19 +247,19 @@ def _error(index, weight, count, h, theta, theta_new, scratch, stages, rtol, ato
             for j in range(count[row + 1]):
                 y += weight[row + 1, j] * stages[index[row + 1, j], i]
             scale = atol[i] + rtol * max(abs(theta[i]), abs(theta_new[i]))
-            high += (x / scale) ** 2
-            low += (y / scale) ** 2
+            high += (h * x / scale) ** 2
+            low += (h * y / scale) ** 2
     else:
         scratch[:] = 0.0
-        _combine(scratch, scratch, 1.0, stages, index, weight, row, count[row])
+        _combine(scratch, scratch, h, stages, index, weight, row, count[row])
         high = _squared_norm(scratch, theta, theta_new, rtol, atol)
         if count[row + 1] > 0:
             scratch[:] = 0.0
-            _combine(scratch, scratch, 1.0, stages, index, weight, row + 1, count[row + 1])
+            _combine(scratch, scratch, h, stages, index, weight, row + 1, count[row + 1])
             low = _squared_norm(scratch, theta, theta_new, rtol, atol)
     if high == 0.0 and low == 0.0:
         return 0.0
-    return abs(h) * high / np.sqrt((high + 0.01 * low) * atol.size)
+    return high / np.sqrt((high + 0.01 * low) * atol.size)
 
 
 @kernel
@@ -320,9 +323,9 @@ def departure(tableau, state, t, theta, rtol, atol):
         state.weights[0, j] = weight
     lack = state.side[3]
     for i in range(lack.size):
-        lack[i] = -state.side[2, i]
-    _combine(lack, lack, 1.0, state.stages, state.every, state.weights, 0, stages)
-    return abs(h) * np.sqrt(_squared_norm(lack, theta, theta, rtol, atol) / atol.size)
+        lack[i] = -h * state.side[2, i]
+    _combine(lack, lack, h, state.stages, state.every, state.weights, 0, stages)
+    return np.sqrt(_squared_norm(lack, theta, theta, rtol, atol) / atol.size)
 
 
 @kernel
@@ -498,6 +501,12 @@ def next_step(error, before, good, after_rejected, exponent):
     return min(factor, (1.0 if after_rejected else _GROW) if good else factor)
 
 
+@kernel(forceinline=True)
+def no_later(t, h):
+    """Whether double precision has no later time for a step of length h from t."""
+    return (t + 0.1 * h == t) | (t + h == np.inf)
+
+
 @kernel
 def at_rest(state):
     """Whether the speed has fallen to the part of its largest value at which to stop."""
@@ -556,7 +565,7 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
         if at_rest(state):
             return AT_REST
         t, h = clock[T], clock[H]
-        if t + 0.1 * h == t:
+        if no_later(t, h):
             return NON_FINITE if counters[REJECTED_LAST] >= _NOT_FINITE else STEP_TOO_SMALL
         attempt(
             gradient,

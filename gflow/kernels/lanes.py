@@ -240,21 +240,22 @@ def _attempt(lane_gradient, data, dims, tableau, lanes):
 
 @kernel
 def _estimate(tableau, lanes, row, rtol, place):
-    """Sum over the parameters of (estimate / scale)^2, of one of the two estimates, to a row of the clock."""
+    """Sum over the parameters of (h estimate / scale)^2, of one of the two estimates, to a row of the clock."""
     index, weight, count, clock = tableau.source, tableau.weight, tableau.terms, lanes.clock
     theta, trial, x = lanes.theta, lanes.trial, lanes.gradient
     rows, width = theta.shape
-    atol, total = clock[ATOL], clock[place]
+    atol, total, h = clock[ATOL], clock[place], clock[H]
     for l in range(width):
         total[l] = 0.0
     if count[row] == 0:
         return
     if rows < explicit.FEW:
         _sum(lanes.flat_gradient, lanes.flat_stages, index, weight, row, count[row])
-    else:
-        for j in range(count[row]):
+        for i in range(rows):
             for l in range(width):
-                lanes.coefficient[j, l] = weight[row, j]
+                x[i, l] *= h[l]
+    else:
+        _weigh(lanes.coefficient, h, weight, row, count[row])
         for i in range(rows):
             for l in range(width):
                 x[i, l] = 0.0
@@ -277,7 +278,7 @@ def _judge(tableau, lanes):
     rejected, good = counters[REJECTED_LAST], counters[GOOD]
     for l in range(width):
         high, low = highs[l], lows[l]
-        error = abs(h[l]) * high / np.sqrt((high + 0.01 * low) * size)
+        error = high / np.sqrt((high + 0.01 * low) * size)
         error = 0.0 if (high == 0.0) & (low == 0.0) else error
         # of the new state: not all estimates hold it
         errors[l] = error if abs(reached[l]) < np.inf else np.inf
@@ -333,7 +334,7 @@ def _settle(tableau, lanes, max_steps):
         rejected_last[l] = since if yes else why
     ending, next_time = 0, clock[NEXT]
     for l in range(width):
-        stuck = t[l] + 0.1 * h[l] == t[l]
+        stuck = explicit.no_later(t[l], h[l])
         tired = accepted[l] + rejected[l] >= max_steps
         lost = not (slope[l] < np.inf)
         ending += 1 if stuck | tired | lost | (next_time[l] == np.inf) else 0
@@ -353,8 +354,7 @@ def _verdict(lanes, l, times, max_steps):
         return explicit.MAX_STEPS
     if not np.isfinite(lanes.slopes[0, l]):
         return explicit.NON_FINITE
-    t = clock[T, l]
-    if t + 0.1 * clock[H, l] == t:
+    if explicit.no_later(clock[T, l], clock[H, l]):
         not_finite = counters[REJECTED_LAST, l] >= explicit._NOT_FINITE
         return explicit.NON_FINITE if not_finite else explicit.STEP_TOO_SMALL
     return ensembles.UNFINISHED

@@ -182,8 +182,10 @@ def _tick(gradient, loss, data, dims, work, tableau, state, output, clock, rtol,
             state.checkpoint_times[c] -= shift
     still = abs(numbers[LEVEL] - before) <= 4.0 * _EPS * max(1.0, abs(before))
     if still:  # near a saddle too, but there something grows
-        last = state.stages[tableau.sizes[0] - 1]
-        still = times[H_BEFORE] * explicit.largest(last, state.theta, rtol, atol) < 100.0
+        speed = explicit.largest(state.stages[tableau.sizes[0] - 1], state.theta, rtol, atol)
+        if speed == 0.0:
+            return True
+        still = times[H_BEFORE] * speed < 100.0
     numbers[QUIET] = numbers[QUIET] + 1.0 if still else 0.0
     return numbers[QUIET] >= _PATIENCE
 

@@ -834,7 +834,7 @@ def advance(
             return BLOCK_FULL
         if output.cursor[DENSE] == output.dense_times.shape[0] and output.dense_times.shape[0] > 0:
             return BLOCK_FULL
-        if clock[T] + 0.1 * clock[H] == clock[T]:
+        if explicit.no_later(clock[T], clock[H]):
             return NON_FINITE if counters[REJECTED_LAST] >= explicit._NOT_FINITE else STEP_TOO_SMALL
         budget -= 1
         if _implicit_step(gradient, hvp, data, dims, work, state, stiff, output, rtol, atol):

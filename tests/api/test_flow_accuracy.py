@@ -171,6 +171,18 @@ def test_rotating_the_data_rotates_the_solution():
     np.testing.assert_allclose(back, model.end_to_end(plain.end), rtol=0, atol=60 * 1e-9)
 
 
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("method", ["auto", "tsit5", "dop853"])
+def test_steps_of_any_length_keep_to_the_tolerance(width, method):
+    """Two equal layers to M = 0: u' = -u^3, whose steps pass 1e190, where squares of rates underflow."""
+    t = np.array([1.0, 1e50, 1e150, 1e190])
+    start = np.tile(np.eye(width).ravel(), 2)
+    problem = gflow.Problem.factorization(np.zeros((width, width)))
+    run = gflow.flow(gflow.DeepLinear((width,) * 3), problem, start, t, method=method, rtol=1e-7, atol=1e-160)
+    assert run.outcome.code == "finished"
+    np.testing.assert_allclose(run.theta, start / np.sqrt(1.0 + 2.0 * t)[:, None], rtol=30 * 1e-7, atol=0)
+
+
 @pytest.mark.slow
 def test_a_long_chain_of_closed_forms():
     """1000 saved times in random order of magnitude, all within the promise."""

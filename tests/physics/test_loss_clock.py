@@ -224,6 +224,18 @@ def test_data_that_are_not_separable_are_said_to_be_so():
     assert got.counts["accepted"] < 5_000
 
 
+@pytest.mark.parametrize("rtol", [1e-6, 1e-9])
+@pytest.mark.parametrize("start", [[1.0, 0.5], [0.3, -0.4]])
+def test_a_sample_that_no_neuron_sees_leaves_a_loss_behind(start, rtol):
+    """The other's loss falls like 1/s: the weights grow for ever, s beyond all numbers, and L tends to log(2) / 2."""
+    problem = gflow.Problem([[1.0], [-1.0]], [-1.0, 1.0], loss="logistic")
+    got = by_loss(gflow.TwoLayerReLU(1, 1), problem, start, [0.9, 1.0, 1.2], rtol=rtol)
+    assert got.status.code == "settled"
+    assert got.t[-1] == pytest.approx(-np.log(0.5 * np.log(2.0)), abs=1e-14)
+    np.testing.assert_allclose(-got.log_loss, got.t, rtol=1e-12)
+    assert np.all(np.diff(got.log_time) > 0)
+
+
 def test_a_small_start_far_behind_does_not_cost_resolution():
     """Depth 3 leaves the saddle at s = 1e3 or so, and takes steps of 1e-7 at log(1/L) = 1e4."""
     model, problem = gflow.DeepLinear((2, 2, 2, 1)), separable(5, 2, 8)
