@@ -1,9 +1,9 @@
 """Exponentials and logarithms in plain arithmetic, which the compiler puts into vector registers.
 
 The library's functions are calls, one for each number.  ``log2`` and ``exp2`` serve step sizes and are good to 1e-8; two
-calls of ``pow`` would cost more than a step of a network of two parameters.  ``exp`` and ``log1p`` are exact to rounding.
-A number's bits do not depend on whether it went into a vector register, but in ``exp``, which may contract a product and
-a sum.  Polynomials are evaluated as trees: in a loop over few numbers the longest chain of operations counts.
+calls of ``pow`` would cost more than a step of a network of two parameters.  ``exp``, ``exp_of_any`` and ``log1p`` are
+exact to rounding.  A number's bits do not depend on whether it went into a vector register, but in the exponentials, which
+may contract a product and a sum.  Polynomials are evaluated as trees: in a loop over few numbers the longest chain of operations counts.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from gflow.kernels.abi import kernel
 # Added to a number and taken away again, it rounds to a whole one, and leaves it in the last bits between.
 _ROUND = 1.5 * 2.0**52
 _MANTISSA, _ONE = (1 << 52) - 1, 1023 << 52
-# Exponent below which e^x is nothing.
-_NOTHING = -700.0
+# Exponent below which e^x is nothing: down to it the results are normal numbers, as their bits are made.
+_NOTHING = -708.0
+# Exponent above which e^x is infinite whatever its bits are: from 709.78 to here the result overflows by itself.
+_TOO_MUCH = 710.0
 _LOG2_E = 1.4426950408889634
 # log 2 in two parts, of which the first has 21 trailing zeros: its product with an exponent is exact.
 _HIGH, _LOW = 0.6931471803691238, 1.9082149292705877e-10
@@ -73,8 +75,8 @@ def exp2(y):
 
 
 @kernel(forceinline=True, fastmath={"contract"})
-def exp(x):
-    """e^x for x <= 0, and 0 below -700; NaN of NaN."""
+def _reduced(x):
+    """k, in the last bits of a number, and e^r - 1, where x = k log 2 + r."""
     shifted = x * _LOG2_E + _ROUND
     k = shifted - _ROUND
     r = (x - k * _HIGH) - k * _LOW  # x = k log 2 + r with |r| <= log(2) / 2: 14 terms of the series
@@ -83,9 +85,24 @@ def exp(x):
     a = (0.5 + r * (1 / 6)) + r2 * (1 / 24 + r * (1 / 120))
     b = (1 / 720 + r * (1 / 5040)) + r2 * (1 / 40320 + r * (1 / 362880))
     c = (1 / 3628800 + r * (1 / 39916800)) + r2 * (1 / 479001600 + r * (1 / 6227020800))
-    rest = r + r2 * (a + r4 * (b + r4 * c))
+    return shifted, r + r2 * (a + r4 * (b + r4 * c))
+
+
+@kernel(forceinline=True, fastmath={"contract"})
+def exp(x):
+    """e^x for x <= 0, and 0 below -708; NaN of NaN."""
+    shifted, rest = _reduced(x)
     power = _number((_bits(shifted) + 1023) << 52)  # 2^k
     return 0.0 if x < _NOTHING else power + power * rest
+
+
+@kernel(forceinline=True, fastmath={"contract"})
+def exp_of_any(x):
+    """e^x, but 0 below -708; infinite above 709.78; NaN of NaN."""
+    shifted, rest = _reduced(x)
+    half = _number((_bits(shifted) + 1022) << 52)  # 2^(k - 1): 2^1024 is no number
+    power = 2.0 * (half + half * rest)
+    return 0.0 if x < _NOTHING else np.inf if x > _TOO_MUCH else power
 
 
 @kernel(forceinline=True)

@@ -117,14 +117,18 @@ def _sum(n, work, u):
 
 
 @kernel(forceinline=True, fastmath={"contract"})
-def _sum_of_logarithms(n, work, u):
-    """Sum of log(1 + x) over n numbers of [0, 1], from u on: the logarithm of a product, for 256 of them in one go.
+def _sum_of_logarithms(k, n, work, u):
+    """Sum of log(1 + x) over n numbers of [0, k - 1], from u on: the logarithm of a product, for 256 of them in one go.
 
-    What is carried is the product less 1, in terms that are all positive, so that tiny numbers keep their digits.
+    For more than two classes k it is so many fewer that no product exceeds 2^256.  What is carried is the product less 1,
+    in terms that are all positive, so that tiny numbers keep their digits.
     """
-    total = 0.0
-    for first in range(u, u + n, 256):
-        a, b, c, d, i, end = 0.0, 0.0, 0.0, 0.0, first, min(first + 256, u + n)
+    total, many, most = 0.0, 256, 2
+    while most < k:
+        most *= most
+        many //= 2
+    for first in range(u, u + n, many):
+        a, b, c, d, i, end = 0.0, 0.0, 0.0, 0.0, first, min(first + many, u + n)
         while i + 4 <= end:
             a += work[i] + a * work[i]
             b += work[i + 1] + b * work[i + 1]
@@ -140,6 +144,15 @@ def _sum_of_logarithms(n, work, u):
     return total
 
 
+@kernel(forceinline=True, fastmath={"reassoc", "contract"})
+def _hinges(n, data, y, work, f):
+    """Sum of max(-m, 0), of one output a sample."""
+    labels, outputs, total = data[y : y + n], work[f : f + n], 0.0
+    for i in range(n):
+        total += max(-labels[i] * outputs[i], 0.0)
+    return total
+
+
 @kernel(forceinline=True)
 def _total_of_one(far, low, n, data, y, work, f, u):
     """Sum of the losses of one output a sample, or where ``far`` e^low times that; leaves the powers at u.
@@ -149,12 +162,9 @@ def _total_of_one(far, low, n, data, y, work, f, u):
     if far:
         _powers(low, n, data, y, work, f, u)
         return _sum(n, work, u)
-    total = 0.0
-    if low < 0.0:
-        for i in range(n):
-            total += max(-data[y + i] * work[f + i], 0.0)
+    total = _hinges(n, data, y, work, f) if low < 0.0 else 0.0
     _powers(np.nan, n, data, y, work, f, u)
-    return total + _sum_of_logarithms(n, work, u)
+    return total + _sum_of_logarithms(2, n, work, u)
 
 
 @kernel(forceinline=True, fastmath={"contract"})
@@ -171,6 +181,102 @@ def _pulls_of_one(far, low, n, data, y, work, f, out):
             slopes[i] = labels[i] * scale * ((u if labels[i] * outputs[i] > 0.0 else 1.0) / (1.0 + u))
 
 
+@kernel(forceinline=True, fastmath={"contract"})
+def _logistic_slopes(factor, n, data, y, work, f, out):
+    """Derivative of the sum of the logistic losses."""
+    labels, outputs, slopes = data[y : y + n], work[f : f + n], work[out : out + n]
+    for i in range(n):
+        slopes[i] = -factor * labels[i] * _pull(labels[i] * outputs[i])
+
+
+@kernel(forceinline=True, fastmath={"contract"})
+def _logistic_bends(factor, n, work, f, df, out):
+    """Second derivatives of the logistic losses, which are even in the margin, times df."""
+    outputs, along, bends = work[f : f + n], work[df : df + n], work[out : out + n]
+    for i in range(n):
+        u = elementary.exp(-abs(outputs[i]))
+        bends[i] = factor * along[i] * (u / ((1.0 + u) * (1.0 + u)))
+
+
+@kernel(forceinline=True, fastmath={"contract"})
+def _exponentials(n, data, y, work, f, out):
+    """Write e^-m to out, of one output a sample; out may be f."""
+    labels, outputs, powers = data[y : y + n], work[f : f + n], work[out : out + n]
+    for i in range(n):
+        powers[i] = elementary.exp_of_any(-labels[i] * outputs[i])
+
+
+@kernel(forceinline=True)
+def _lower(k, n, work, f, out):
+    """Write the outputs less the largest of their sample to out (k, n), elsewhere than at f; of two classes or more."""
+    last = out + (k - 1) * n
+    tops, outputs = work[last : last + n], work[f : f + n]
+    for i in range(n):
+        tops[i] = outputs[i]
+    for a in range(1, k):
+        outputs = work[f + a * n : f + (a + 1) * n]
+        for i in range(n):
+            tops[i] = max(tops[i], outputs[i])
+    for a in range(k):  # the last are where the largest stand
+        outputs, lowered = work[f + a * n : f + (a + 1) * n], work[out + a * n : out + (a + 1) * n]
+        for i in range(n):
+            lowered[i] = outputs[i] - tops[i]
+
+
+@kernel(forceinline=True, fastmath={"contract"})
+def _raise(n, work, u):
+    """Put e^x in the place of n numbers x <= 0, from u on."""
+    powers = work[u : u + n]
+    for i in range(n):
+        powers[i] = elementary.exp(powers[i])
+
+
+@kernel(fastmath={"reassoc", "contract"})
+def _softmax_total(k, n, data, y, work, f):
+    """Sum of the cross-entropies; writes over the outputs, and to k n numbers after them."""
+    u = f + k * n
+    _lower(k, n, work, f, u)
+    labels, lowered, total = data[y : y + k * n], work[u : u + k * n], 0.0
+    for i in range(k * n):
+        total -= labels[i] * lowered[i]
+    _raise(k * n, work, u)
+    rest, tops = work[f : f + n], work[f + n : f + 2 * n]  # the sum of all but the largest, which is 1
+    for i in range(n):
+        rest[i], tops[i] = 0.0, 0.0
+    for a in range(k):
+        powers = work[u + a * n : u + (a + 1) * n]
+        for i in range(n):
+            p, top = powers[i], tops[i]
+            rest[i] += top if p > top else p
+            tops[i] = p if p > top else top
+    return total + _sum_of_logarithms(k, n, work, f)
+
+
+@kernel
+def _softmax_slopes(factor, k, n, data, y, work, f, out):
+    """Derivative of the sum of the cross-entropies; writes over the outputs.
+
+    It is p - y, and where y is 1 minus the sum of the other p, as p - 1 would cancel.
+    """
+    _lower(k, n, work, f, out)
+    _raise(k * n, work, out)
+    others, scales = work[f : f + n], work[f + n : f + 2 * n]
+    for i in range(n):
+        others[i], scales[i] = 0.0, 0.0
+    for a in range(k):
+        labels, powers = data[y + a * n : y + (a + 1) * n], work[out + a * n : out + (a + 1) * n]
+        for i in range(n):
+            others[i] += 0.0 if labels[i] == 1.0 else powers[i]
+            scales[i] += powers[i] if labels[i] == 1.0 else 0.0
+    for i in range(n):
+        scales[i] = factor / (others[i] + scales[i])
+        others[i] *= -scales[i]
+    for a in range(k):
+        labels, slopes = data[y + a * n : y + (a + 1) * n], work[out + a * n : out + (a + 1) * n]
+        for i in range(n):
+            slopes[i] = others[i] if labels[i] == 1.0 else scales[i] * slopes[i] - factor * labels[i]
+
+
 @kernel
 def _bend(code, m):
     """-l''(m) / l'(m)."""
@@ -179,7 +285,7 @@ def _bend(code, m):
 
 @kernel
 def value(code, factor, k, n, data, y, work, f):
-    """The loss, or its logarithm."""
+    """The loss, or its logarithm.  The outputs are lost, and for SOFTMAX the k n numbers of ``work`` after them."""
     total = 0.0
     if code == LOG_SOFTMAX:
         low = _lowest(k, n, data, y, work, f)
@@ -197,37 +303,18 @@ def value(code, factor, k, n, data, y, work, f):
         for i in range(k * n):
             total += (work[f + i] - data[y + i]) ** 2
     elif code == LOGISTIC:
-        for i in range(n):
-            margin = data[y + i] * work[f + i]
-            total += np.log1p(np.exp(-abs(margin))) + max(-margin, 0.0)
+        total = _total_of_one(False, -np.inf, n, data, y, work, f, f)
     elif code == EXPONENTIAL:
-        for i in range(n):
-            total += np.exp(-data[y + i] * work[f + i])
+        _exponentials(n, data, y, work, f, f)
+        total = _sum(n, work, f)
     else:
-        for i in range(n):
-            top = _top(k, n, work, f, i)
-            highest, rest, right = work[f + top * n + i], 0.0, 0.0
-            for a in range(k):
-                if a != top:
-                    rest += np.exp(work[f + a * n + i] - highest)
-                right += data[y + a * n + i] * (work[f + a * n + i] - highest)
-            total += np.log1p(rest) - right
+        total = _softmax_total(k, n, data, y, work, f)
     return factor * total
 
 
 @kernel
-def _top(k, n, work, f, i):
-    """The class of the largest output."""
-    top = 0
-    for a in range(1, k):
-        if work[f + a * n + i] > work[f + top * n + i]:
-            top = a
-    return top
-
-
-@kernel
 def derivative(code, factor, k, n, data, y, work, f, out):
-    """Derivative by the outputs, to ``work`` at out (k, n)."""
+    """Derivative by the outputs, to ``work`` at out (k, n).  For SOFTMAX the outputs are lost."""
     if code == LOG_SOFTMAX:
         _log_softmax_derivative(k, n, data, y, work, f, out)
     elif code >= LOG_LOGISTIC:
@@ -238,25 +325,14 @@ def derivative(code, factor, k, n, data, y, work, f, out):
         for i in range(k * n):
             work[out + i] = 2.0 * factor * (work[f + i] - data[y + i])
     elif code == LOGISTIC:
-        for i in range(n):
-            label = data[y + i]
-            work[out + i] = -factor * label / (1.0 + np.exp(label * work[f + i]))
+        _logistic_slopes(factor, n, data, y, work, f, out)
     elif code == EXPONENTIAL:
+        _exponentials(n, data, y, work, f, out)
+        labels, slopes = data[y : y + n], work[out : out + n]
         for i in range(n):
-            label = data[y + i]
-            work[out + i] = -factor * label * np.exp(-label * work[f + i])
+            slopes[i] *= -factor * labels[i]
     else:
-        for i in range(n):
-            top = _top(k, n, work, f, i)
-            highest, rest = work[f + top * n + i], 0.0
-            for a in range(k):
-                if a != top:
-                    rest += np.exp(work[f + a * n + i] - highest)
-            for a in range(k):
-                p = np.exp(work[f + a * n + i] - highest) / (1.0 + rest)
-                work[out + a * n + i] = factor * (p - data[y + a * n + i])
-            if data[y + top * n + i] == 1.0:  # where p - 1 would cancel
-                work[out + top * n + i] = -factor * rest / (1.0 + rest)
+        _softmax_slopes(factor, k, n, data, y, work, f, out)
 
 
 @kernel
@@ -279,20 +355,22 @@ def _log_softmax_derivative(k, n, data, y, work, f, out):
 
 @kernel
 def tangent(code, factor, k, n, data, y, work, f, d, df, out):
-    """Second derivative by the outputs times df (k, n), to out (k, n), given the derivative d (k, n)."""
+    """Second derivative by the outputs times df (k, n), to out (k, n), given the derivative d (k, n).
+
+    The outputs are not read for SOFTMAX, whose derivative writes over them.
+    """
     if code >= LOG_LOGISTIC:
         _log_tangent(code, k, n, data, y, work, f, d, df, out)
-        return
-    for i in range(n):
-        if code == SQUARE:
-            for a in range(k):
-                work[out + a * n + i] = 2.0 * factor * work[df + a * n + i]
-        elif code == LOGISTIC:
-            half = np.cosh(0.5 * min(abs(work[f + i]), 700.0))
-            work[out + i] = factor * work[df + i] / (4.0 * half * half)
-        elif code == EXPONENTIAL:
-            work[out + i] = factor * np.exp(-data[y + i] * work[f + i]) * work[df + i]
-        else:
+    elif code == SQUARE:
+        for i in range(k * n):
+            work[out + i] = 2.0 * factor * work[df + i]
+    elif code == LOGISTIC:
+        _logistic_bends(factor, n, work, f, df, out)
+    elif code == EXPONENTIAL:
+        for i in range(n):
+            work[out + i] = -data[y + i] * work[d + i] * work[df + i]
+    else:
+        for i in range(n):
             mean = 0.0
             for a in range(k):
                 p = work[d + a * n + i] / factor + data[y + a * n + i]

@@ -93,6 +93,20 @@ def test_the_kernels_equal_complex_steps_of_the_definitions(form, depth, n, d):
         np.testing.assert_allclose(o.hvp(theta, v), along, rtol=0, atol=2000 * EPS * (1 + abs(along).max()))
 
 
+@by_form
+@pytest.mark.parametrize(("n", "d"), [(9, 700), (25, 700), (603, 10)])
+def test_samples_beyond_one_block(form, depth, n, d):
+    """More inputs than the cache holds, which go block by block: of eight samples, or of some hundreds, and a rest."""
+    rng = np.random.default_rng(depth)
+    model = gflow.Diagonal(d, depth, form)
+    for problem in problems(n, d):
+        theta, v = d ** (-0.5 / depth) * rng.standard_normal((2, model.size))
+        o, naive = Objective(model, problem), Naive(model, problem)
+        expected, along = naive.gradient(theta), naive.gradient(theta + 1j * STEP * v).imag / STEP
+        np.testing.assert_allclose(o.gradient(theta), expected, rtol=0, atol=1000 * EPS * abs(expected).max())
+        np.testing.assert_allclose(o.hvp(theta, v), along, rtol=0, atol=2000 * EPS * abs(along).max())
+
+
 @pytest.mark.parametrize("loss", ["logistic", "exponential"])
 def test_the_logarithm_of_the_loss_neither_under_nor_overflows(loss):
     model, rng = gflow.Diagonal(4), np.random.default_rng(1)

@@ -19,6 +19,12 @@ def _exps(x, out):
 
 
 @kernel
+def _exps_of_any(x, out):
+    for i in range(x.size):
+        out[i] = elementary.exp_of_any(x[i])
+
+
+@kernel
 def _logs(x, out):
     for i in range(x.size):
         out[i] = elementary.log1p(x[i])
@@ -33,12 +39,33 @@ def of(function, x):
 def test_exponential_to_rounding():
     rng = np.random.default_rng(0)
     x = -np.concatenate(
-        [700 * rng.random(500), 10.0 ** rng.uniform(-18, 2, 500), [0.0, 0.5 * np.log(2), 700.0]]
+        [708 * rng.random(500), 10.0 ** rng.uniform(-18, 2, 500), [0.0, 0.5 * np.log(2), 707.99, 708.0]]
     )
     exact = np.array([float(mpmath.exp(mpmath.mpf(v))) for v in x])
     np.testing.assert_allclose(of(_exps, x), exact, rtol=1.5 * EPS, atol=0)
-    np.testing.assert_array_equal(of(_exps, np.array([-700.1, -1e300, -np.inf, -0.0])), [0, 0, 0, 1])
+    np.testing.assert_array_equal(of(_exps, np.array([-708.1, -1e300, -np.inf, -0.0])), [0, 0, 0, 1])
     assert np.isnan(of(_exps, np.array([np.nan]))[0])
+
+
+def test_exponential_of_any_to_rounding():
+    """From the smallest to the largest normal numbers, and beyond; in vectors of any length, and what is left over of them."""
+    rng = np.random.default_rng(3)
+    halves = (np.arange(-1021, 1024) + 0.5) * np.log(2)  # where the power of two changes
+    x = np.concatenate(
+        [
+            rng.uniform(-708, 709.78, 1000),
+            10.0 ** rng.uniform(-18, 2, 200) * rng.choice([-1, 1], 200),
+            halves,
+            np.nextafter(halves, 0.0),
+            [0.0, -0.0, -708.0, 709.78, 709.7827],
+        ]
+    )
+    exact = np.array([float(mpmath.exp(mpmath.mpf(v))) for v in x])
+    for part in np.split(np.arange(x.size), np.cumsum(np.arange(1, 40))):
+        np.testing.assert_allclose(of(_exps_of_any, x[part]), exact[part], rtol=1.5 * EPS, atol=0)
+    far = np.array([-np.inf, -1e300, -745.0, -708.1, 709.79, 709.9, 710.1, 1e300, np.inf])
+    np.testing.assert_array_equal(of(_exps_of_any, far), [0.0] * 4 + [np.inf] * 5)
+    assert np.isnan(of(_exps_of_any, np.full(9, np.nan))).all()
 
 
 def test_logarithm_to_rounding():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import gflow
+from gflow.kernels import losses
 from gflow.objective import Objective
 
 EPS = np.finfo(float).eps
@@ -170,3 +171,106 @@ def test_kernels_write_nowhere_but_to_their_output(kind):
             model.hvp(0.0, theta, v, *arguments, out)
             np.testing.assert_array_equal(out, wanted[2])
             assert np.isnan(work[size:]).all()
+
+
+def kernels_of(code, factor, y, f):
+    """Value, derivative and tangent along ones + 0.1 (row number) of one sum of losses, from outputs and labels (k, n)."""
+    k, n = f.shape
+    size = k * n
+    df = np.ones((k, n)) + 0.1 * np.arange(k)[:, None]
+    work = np.concatenate([f.ravel(), np.full(size, np.nan), df.ravel(), np.full(size, np.nan)])
+    losses.derivative(code, factor, k, n, y.ravel(), 0, work, 0, size)
+    d = work[size : 2 * size].reshape(k, n).copy()
+    losses.tangent(code, factor, k, n, y.ravel(), 0, work, 0, size, 2 * size, 3 * size)
+    work[:size] = f.ravel()
+    value = losses.value(code, factor, k, n, y.ravel(), 0, work, 0)
+    return value, d, work[3 * size :].reshape(k, n), df
+
+
+@pytest.mark.parametrize("n", [1, 3, 8, 9, 20, 31, 300])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0, 700.0])
+@pytest.mark.parametrize("code", [losses.LOGISTIC, losses.EXPONENTIAL])
+def test_one_output_to_rounding(code, size, n):
+    """Value, derivative and Hessian of the plain losses, relatively, of margins of both signs to where numbers end."""
+    rng = np.random.default_rng(n)
+    f, y = size * rng.uniform(-1, 1, (1, n)), rng.choice([-1.0, 1.0], (1, n))
+    value, d, bent, df = kernels_of(code, 0.25, y, f)
+    total, slopes, bends = mpmath.mpf(0), [], []
+    with mpmath.workdps(340):
+        for m, label in zip((y * f)[0], y[0], strict=True):
+            u = mpmath.exp(-mpmath.mpf(m))
+            total += mpmath.log(1 + u) if code == losses.LOGISTIC else u
+            slopes.append(float(-label * (u / (1 + u) if code == losses.LOGISTIC else u) / 4))
+            bends.append(float((u / (1 + u) ** 2 if code == losses.LOGISTIC else u) / 4))
+        exact = float(total / 4)
+    np.testing.assert_allclose(d[0], slopes, rtol=5 * EPS, atol=0)
+    np.testing.assert_allclose(bent[0], bends * df[0], rtol=7 * EPS, atol=0)
+    assert abs(value - exact) <= (8 + 0.5 * np.sqrt(n)) * EPS * exact
+
+
+@pytest.mark.parametrize(("k", "n"), [(2, 1), (2, 20), (3, 9), (5, 300), (10, 20), (17, 70), (40, 33)])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0, 300.0])
+@pytest.mark.parametrize("labels", ["right", "wrong", "soft"])
+def test_softmax_to_rounding(labels, size, k, n):
+    """Value and derivative, relatively where the labels are one-hot; more samples and classes than go into one product."""
+    rng = np.random.default_rng(k + n)
+    f = size * rng.uniform(-1, 1, (k, n))
+    f[-1, 0] = f[0, 0]  # a tie
+    if labels == "soft":
+        y = rng.dirichlet(np.ones(k), n).T.copy()
+    else:
+        y = np.eye(k)[f.argmax(axis=0) if labels == "right" else f.argmin(axis=0)].T.copy()
+    value, d, bent, df = kernels_of(losses.SOFTMAX, 0.25, y, f)
+    total, slopes, bends = mpmath.mpf(0), np.empty((k, n)), np.empty((k, n))
+    with mpmath.workdps(300):
+        for i in range(n):
+            row, weights = [mpmath.mpf(x) for x in f[:, i]], [mpmath.mpf(x) for x in y[:, i]]
+            powers = [mpmath.exp(x) for x in row]
+            p = [x / mpmath.fsum(powers) for x in powers]
+            total += mpmath.fsum(
+                w * (mpmath.log(mpmath.fsum(powers)) - x) for w, x in zip(weights, row, strict=True)
+            )
+            slopes[:, i] = [float((a - b) / 4) for a, b in zip(p, weights, strict=True)]
+            mean = mpmath.fsum(a * b for a, b in zip(p, df[:, i], strict=True))
+            bends[:, i] = [float(a * (b - mean) / 4) for a, b in zip(p, df[:, i], strict=True)]
+        exact = float(total / 4)
+    room = (
+        8 + k + size
+    ) * EPS  # outputs less the largest are known to eps of their size, and with them each power
+    np.testing.assert_allclose(d, slopes, rtol=room, atol=room / 4 if labels == "soft" else 0)
+    np.testing.assert_allclose(bent, bends, rtol=0, atol=4 * room * np.abs(df).max())
+    assert abs(value - exact) <= (room + 0.5 * np.sqrt(n) * EPS) * exact
+
+
+def test_plain_losses_far_out():
+    """Beyond the numbers: nothing, infinity, and the margin itself; never NaN but of NaN."""
+    m = np.array([[800.0, -800.0, 1e300, -1e300]])
+    ones = np.ones((1, 4))
+    value, d, bent, _ = kernels_of(losses.LOGISTIC, 0.5, ones, m)
+    assert value == 0.5e300
+    np.testing.assert_array_equal(d, [[0.0, -0.5, 0.0, -0.5]])
+    np.testing.assert_array_equal(bent, 0.0 * ones)
+    value, d, bent, _ = kernels_of(losses.EXPONENTIAL, 0.5, ones, m)
+    assert value == np.inf
+    np.testing.assert_array_equal(d, [[0.0, -np.inf, 0.0, -np.inf]])
+    np.testing.assert_array_equal(bent, [[0.0, np.inf, 0.0, np.inf]])
+    f, y = np.array([[1e300, -1e300, 0.0], [0.0, 0.0, 800.0]]), np.array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    value, d, *_ = kernels_of(losses.SOFTMAX, 0.5, y, f)
+    assert value == 0.5e300
+    np.testing.assert_array_equal(d, [[0.0, -0.5, 0.0], [0.0, 0.5, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("code", "k"), [(losses.LOGISTIC, 1), (losses.EXPONENTIAL, 1), (losses.SOFTMAX, 2), (losses.SOFTMAX, 3)]
+)
+def test_not_a_number_is_passed_on(code, k):
+    """Whichever output it is, of the right class or another, in a vector or left over."""
+    n = 11
+    y = np.ones((1, n)) if k == 1 else np.eye(k)[np.arange(n) % k].T.copy()
+    for i in (0, 4, 10):
+        for a in range(k):
+            f = np.random.default_rng(0).standard_normal((k, n))
+            f[a, i] = np.nan
+            value, d, *_ = kernels_of(code, 0.5, y, f)
+            assert np.isnan(value)
+            assert np.isnan(d[:, i]).all() and np.isfinite(np.delete(d, i, axis=1)).all()
