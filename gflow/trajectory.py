@@ -19,6 +19,8 @@ Array = NDArray[np.float64]
 #: Largest P for which the status measures the sensitivity of its own accord.
 SENSITIVITY_SIZE = 500
 _UNSTABLE = 1e-3
+# Drift of what is conserved, in rtol, at which the status speaks of it, if it is that large.
+_LOST = 100.0
 
 
 @dataclass(frozen=True)
@@ -337,24 +339,38 @@ class Trajectory:
     @cached_property
     def status(self) -> Status:
         """How the run ended, with warnings; measures the sensitivity if P ≤ 500."""
+        outcome = self._outcome_and_drift
         if self.checkpoints is None or not self._potential.has("hvp"):
-            return self.outcome
+            return outcome
         if self.checkpoints[1].shape[1] > SENSITIVITY_SIZE:
             said = f"Sensitivity not measured (P > {SENSITIVITY_SIZE}): call sensitivity()."
-            return replace(self.outcome, message=f"{self.outcome.message} {said}")
+            return replace(outcome, message=f"{outcome.message} {said}")
         growth, amplification = self._growth
         if np.isnan(amplification):
             said = (
                 "Sensitivity not measured: the states or the Hessian on the way are beyond double precision."
             )
-            return replace(self.outcome, message=f"{self.outcome.message} {said}")
+            return replace(outcome, message=f"{outcome.message} {said}")
         amplified = (self.spec["rtol"] + np.finfo(float).eps) * amplification
         if amplified <= _UNSTABLE:
-            return self.outcome
+            return outcome
         warning = (
             "unstable manifold: along this trajectory a perturbation may have grown "
             f"{_exp_text(growth)}-fold, and errors of the size of rtol to {amplified:.1g} of the state; "
             "rounding may have decided where it went. Compare with error_estimate()."
+        )
+        return replace(outcome, warnings=(*outcome.warnings, warning))
+
+    @property
+    def _outcome_and_drift(self) -> Status:
+        """How a flow ended, with a warning if what the exact one conserves is lost."""
+        drift = None if self.history is None else self.gauges.invariant_drift
+        most = 0.0 if drift is None else float(np.max(drift, initial=0.0, where=np.isfinite(drift)))
+        if most <= max(_UNSTABLE, _LOST * self.spec["rtol"]):
+            return self.outcome
+        warning = (
+            f"conserved quantities lost: one has changed by {most:.1g} of the terms that cancel in it, as the exact flow never "
+            "does; where parameters fall below atol, their signs are noise. Compare with error_estimate()."
         )
         return replace(self.outcome, warnings=(*self.outcome.warnings, warning))
 

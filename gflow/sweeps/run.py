@@ -16,7 +16,7 @@ from gflow import _key
 from gflow._progress import Progress
 from gflow.sweeps.grid import Grid
 from gflow.sweeps.outputs import WANTED, Outputs, block
-from gflow.sweeps.work import LONGEST_ERROR, Outcome, Work, run_point
+from gflow.sweeps.work import LONGEST_ERROR, Outcome, Work, noting_interrupts, run_point
 
 if TYPE_CHECKING:
     import xarray
@@ -53,7 +53,7 @@ class Run:
 
     def go(self, jobs: int, progress: bool) -> None:
         """Take what the store has, and run the rest."""
-        with Progress(progress, "sweep", self.grid.size) as self.shown:
+        with Progress(progress, "sweep", self.grid.size) as self.shown, noting_interrupts() as self.came:
             try:
                 self.run(self.take_kept(range(self.grid.size)), jobs)
             except KeyboardInterrupt:
@@ -178,6 +178,8 @@ class Run:
             for outcome in outcomes:
                 self.take(outcome)
                 back.add(outcome.number)
+                if self.came:
+                    raise self.came[0]
         finally:
             with warnings.catch_warnings():  # joblib's, of results that nobody took
                 warnings.simplefilter("ignore")

@@ -119,35 +119,42 @@ def run_point(work: Work, number: int, point: dict[str, Any], key: str) -> Outco
 
 
 @contextmanager
-def _whole(home: int) -> Iterator[None]:
-    """Context in which Ctrl-C ends a point without a result: flows answer it with what they have reached by then.
-
-    Worker processes leave it to the one that called them.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    if os.getpid() != home:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    if not callable(before):  # it is ignored
-        yield
-        return
+def noting_interrupts() -> Iterator[list[BaseException]]:
+    """Context that notes a Ctrl-C besides raising it: compiled code and callbacks may swallow what is raised."""
     came: list[BaseException] = []
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):  # it is ignored
+        yield came
+        return
 
     def note(number: int, frame: Any) -> None:
         try:
             before(number, frame)
-        except BaseException as error:  # compiled code may swallow it
+        except BaseException as error:
             came.append(error)
             raise
 
     signal.signal(signal.SIGINT, note)
     try:
-        yield
+        yield came
     finally:
         signal.signal(signal.SIGINT, before)
-        if came:
-            raise came[0]
+
+
+@contextmanager
+def _whole(home: int) -> Iterator[None]:
+    """Context in which Ctrl-C ends a point without a result: flows answer it with what they have reached by then.
+
+    Worker processes leave it to the one that called them.
+    """
+    if os.getpid() != home:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        yield
+        return
+    with noting_interrupts() as came:
+        try:
+            yield
+        finally:
+            if came:
+                raise came[0]

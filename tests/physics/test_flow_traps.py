@@ -145,3 +145,16 @@ def test_zeros_have_no_logarithm_to_follow_for_ever():
     assert gflow.flow(model, problem, np.zeros(4), np.inf).status.code == "saddle"
     with pytest.raises(ValueError, match="coords must be 'plain'"):
         gflow.flow(model, problem, np.zeros(4), np.inf, coords="log")
+
+
+def test_a_sign_that_rounding_changed_shows_in_what_is_conserved():
+    """w- tends to 0 from below like -1/s and never passes it: the exact flow stays at log 2."""
+    problem = gflow.Problem([[1.0]], [-1.0], loss="logistic")
+    run = gflow.flow(gflow.Diagonal(1, depth=3), problem, [1e-3, -0.02], [0.9, 20.0], clock="loss")
+    if run.outcome.code != "finished":  # no step has passed 0 this time
+        assert run.log_loss[-1] == pytest.approx(np.log(np.log(2.0)), abs=1e-3)
+        return
+    assert run.gauges.invariant_drift.max() == pytest.approx(1.0, rel=1e-3)
+    assert not run.status.ok and run.status.warnings[0].startswith("conserved quantities lost")
+    kept = gflow.flow(gflow.Diagonal(1, depth=3), problem, [1e-3, -0.02], [1e3, 1e6])
+    assert kept.status.ok and np.all(kept.theta[:, 1] < 0)
