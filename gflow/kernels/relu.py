@@ -12,9 +12,12 @@ x_i = c_i u_plane(i), and the unit normals u (planes, d).  What stands after Y^T
 ``work`` begins with ``[in a pattern or not]``, the slopes (m, n), the number of planes along which each
 neuron slides (m,), an orthonormal basis of their normals (m, d, d), and the components of the gradient along
 it (m, d).  Outside of a pattern the slopes are those of the signs, and ``kink`` at zero: the slope of the
-inactive side, but for a descent that asks for another.  Within one they stay as they are, so that loss and
-gradient are smooth; along sliding planes the velocity of a neuron is projected to zero, and what the projection
-took off is kept.
+inactive side, but for a descent that asks for another; only those of the tile at hand are kept.  Within one they
+stay as they are, so that loss and gradient are smooth; along sliding planes the velocity of a neuron is projected to
+zero, and what the projection took off is kept.
+
+Many samples go through the network in tiles, whose pre-activations and slopes stay in the cache from the forward to
+the backward pass.
 """
 
 from __future__ import annotations
@@ -28,6 +31,11 @@ from gflow.kernels.products import mul, mul_nt, mul_tn
 _HEADER = 4
 KINK = 3  # where the slope at zero stands in data
 PLANES = 8  # where the planes of the samples begin in dims
+
+# Pre-activations of a tile: with as many slopes they take 400 kB of the second-level cache (measured).
+_TILE = 3 * 2**13
+# Samples of a tile at least, for products that are worth a call of a BLAS routine.
+_LEAST = 64
 
 
 @kernel
@@ -68,6 +76,13 @@ def derivative_at(dims):
 
 
 @kernel
+def _tile_at(dims):
+    """Where the samples of a tile begin in ``work``: behind two matrices as large as the layers."""
+    d, k, n, m = dims[1], dims[2], dims[3], dims[4]
+    return derivative_at(dims) + k * n + m * d + m * max(d, k)
+
+
+@kernel
 def coefficients_at(dims):
     """Where the coefficients of the samples begin in ``data``."""
     return _HEADER + dims[3] * (dims[1] + dims[2])
@@ -98,36 +113,124 @@ def _first_layer(theta, dims, work, place):
 
 
 @kernel
-def _forward(theta, data, dims, work, w, z, f):
-    """Pre-activations times slopes to ``work`` at z (m, n), outputs at f (k, n); slopes by sign if in none."""
-    d, k, n, m = dims[1], dims[2], dims[3], dims[4]
-    slopes = slopes_at(dims)
-    mul(work, w, data, _HEADER, work, z, m, d, n)
-    if work[0] == 0.0:
-        for i in range(m * n):
-            height = work[z + i]
-            work[slopes + i] = 1.0 if height > 0.0 else data[KINK] if height == 0.0 else data[2]
-    for i in range(m * n):
-        work[z + i] *= work[slopes + i]
-    mul(theta, outer_at(dims), work, z, work, f, k, m, n)
+def _tile(dims):
+    """Samples that go through the network together: all of them where a tile does not pay.
+
+    That is where they are few, where the inputs to be copied outnumber the neurons, and where the loss is the logarithm
+    of a sum over all samples.
+    """
+    d, n, m = dims[1], dims[3], dims[4]
+    if m * n <= _TILE or d > m or dims[0] >= losses.LOG_LOGISTIC:
+        return n
+    most = max(_TILE // m, d, _LEAST)  # with d or more the sums over the tiles are no larger than the tiles
+    tiles = (n + most - 1) // most
+    return (n + tiles - 1) // tiles
 
 
 @kernel
-def _loss_derivative(data, dims, work, f, out):
-    """Derivative of the loss by the outputs, from ``work`` at f to ``work`` at out, both (k, n)."""
-    losses.derivative(dims[0], data[0], dims[2], dims[3], data, _HEADER + dims[1] * dims[3], work, f, out)
+def _copy(a, i0, gap, out, k0, space, rows, cols):
+    """Copy a matrix (rows, cols) whose rows begin every ``gap`` numbers to where they begin every ``space``."""
+    for row in range(rows):
+        i, j = i0 + row * gap, k0 + row * space
+        source, target = a[i : i + cols], out[j : j + cols]
+        for l in range(cols):
+            target[l] = source[l]
+
+
+@kernel
+def _take(data, dims, work, first, count):
+    """Copy X^T and Y^T of ``count`` samples to ``work``, (d + k, count); return where they begin."""
+    place = _tile_at(dims)
+    _copy(data, _HEADER + first, dims[3], work, place, count, dims[1] + dims[2], count)
+    return place
+
+
+@kernel
+def _slopes(dims, work, first, count):
+    """Where the slopes of ``count`` samples begin in ``work``, and how far apart the neurons' are."""
+    if work[0] == 0.0:
+        return slopes_at(dims), count
+    return slopes_at(dims) + first, dims[3]
+
+
+@kernel
+def _times_slopes(dims, work, z, first, count):
+    """Multiply numbers (m, count) at z by the slopes."""
+    slopes, gap = _slopes(dims, work, first, count)
+    rows, cols = (1, dims[4] * count) if gap == count else (dims[4], count)
+    for j in range(rows):
+        row = work[z + j * cols : z + (j + 1) * cols]
+        slope = work[slopes + j * gap : slopes + j * gap + cols]
+        for i in range(cols):
+            row[i] *= slope[i]
+
+
+@kernel
+def _forward(theta, data, dims, work, w, samples, x, first, count, z, f):
+    """Pre-activations times slopes to ``work`` at z (m, count), outputs at f (k, count); slopes by sign if in none.
+
+    Of the ``count`` samples from ``first`` on, whose inputs (d, count) begin at x of ``samples``.  The views tell the
+    compiler that no index is negative, without which it makes no vectors.
+    """
+    d, k, m = dims[1], dims[2], dims[4]
+    mul(work, w, samples, x, work, z, m, d, count)
+    if work[0] == 0.0:
+        leak, kink, size, place = data[2], data[KINK], m * count, slopes_at(dims)
+        heights, slopes = work[z : z + size], work[place : place + size]
+        for i in range(size):
+            slopes[i] = 1.0 if heights[i] > 0.0 else kink if heights[i] == 0.0 else leak
+            heights[i] *= slopes[i]
+    else:
+        _times_slopes(dims, work, z, first, count)
+    mul(theta, outer_at(dims), work, z, work, f, k, m, count)
+
+
+@kernel
+def _backward(theta, dims, work, derivative, first, count, z):
+    """Derivative of the loss by the pre-activations, to ``work`` at z (m, count)."""
+    k, m, outer = dims[2], dims[4], outer_at(dims)
+    if k > 1:
+        mul_tn(theta, outer, work, derivative, work, z, m, k, count)
+        _times_slopes(dims, work, z, first, count)
+        return
+    slopes, gap = _slopes(dims, work, first, count)
+    pulls = work[derivative : derivative + count]
+    for j in range(m):
+        row = work[z + j * count : z + (j + 1) * count]
+        slope = work[slopes + j * gap : slopes + j * gap + count]
+        a = theta[outer + j]
+        for i in range(count):
+            row[i] = a * pulls[i] * slope[i]
+
+
+@kernel
+def _sum_nt(more, a, i0, b, j0, out, k0, rows, inner, cols, work, room):
+    """out = a b^T, or where there is ``more`` than this in the sum out += a b^T, by way of ``work`` at ``room``."""
+    if not more:
+        mul_nt(a, i0, b, j0, out, k0, rows, inner, cols)
+        return
+    mul_nt(a, i0, b, j0, work, room, rows, inner, cols)
+    size = rows * cols
+    total, share = out[k0 : k0 + size], work[room : room + size]
+    for i in range(size):
+        total[i] += share[i]
 
 
 @kernel
 def loss(t, theta, data, dims, work):
     """Loss of a two-layer ReLU network."""
     d, k, n, m, chain = dims[1], dims[2], dims[3], dims[4], dims[6]
-    place = scratch_at(dims)
+    place, size = scratch_at(dims), _tile(dims)
     w = _first_layer(theta, dims, work, place)
     z = place + chain * m * d
     f = z + m * n
-    _forward(theta, data, dims, work, w, z, f)
-    total = losses.value(dims[0], data[0], k, n, data, _HEADER + d * n, work, f)
+    total = 0.0
+    for first in range(0, n, size):
+        count, samples, x = min(size, n - first), data, _HEADER
+        if size < n:
+            samples, x = work, _take(data, dims, work, first, count)
+        _forward(theta, data, dims, work, w, samples, x, first, count, z, f)
+        total += losses.value(dims[0], data[0], k, count, samples, x + d * count, work, f)
     if data[1] != 0.0:
         square = 0.0
         for i in range(theta.size if dims[5] else outer_at(dims)):
@@ -171,23 +274,29 @@ def _finish(theta, data, dims, work, out):
 def gradient(t, theta, data, dims, work, out):
     """Gradient of a two-layer ReLU network; within a pattern, of its smooth continuation."""
     d, k, n, m, chain = dims[1], dims[2], dims[3], dims[4], dims[6]
-    place, derivative = scratch_at(dims), derivative_at(dims)
+    place, size, all_derivatives = scratch_at(dims), _tile(dims), derivative_at(dims)
     w = _first_layer(theta, dims, work, place)
     z = place + chain * m * d
     f = z + m * n
-    back = derivative + k * n
-    outer, slopes = outer_at(dims), slopes_at(dims)
-    _forward(theta, data, dims, work, w, z, f)
-    _loss_derivative(data, dims, work, f, derivative)
-    mul_tn(theta, outer, work, derivative, work, back, m, k, n)
-    for i in range(m * n):
-        work[back + i] *= work[slopes + i]
-    mul_nt(work, derivative, work, z, out, outer, k, n, m)
-    if chain == 1:
-        mul_nt(work, back, data, _HEADER, out, 0, m, n, d)
-    else:
-        here, there = back + m * n, back + m * n + m * d
-        mul_nt(work, back, data, _HEADER, work, here, m, n, d)
+    here = all_derivatives + k * n
+    there = here + m * d
+    outer = outer_at(dims)
+    by_w, dw = out, 0
+    if chain > 1:
+        by_w, dw = work, here
+    for first in range(0, n, size):
+        count, samples, x, derivative = min(size, n - first), data, _HEADER, all_derivatives
+        if size < n:
+            samples, x = work, _take(data, dims, work, first, count)
+            derivative = x + (d + k) * count
+        _forward(theta, data, dims, work, w, samples, x, first, count, z, f)
+        losses.derivative(dims[0], data[0], k, count, samples, x + d * count, work, f, derivative)
+        if size < n:
+            _copy(work, derivative, count, work, all_derivatives + first, n, k, count)
+        _sum_nt(first > 0, work, derivative, work, z, out, outer, k, count, m, work, there)
+        _backward(theta, dims, work, derivative, first, count, z)
+        _sum_nt(first > 0, work, z, samples, x, by_w, dw, m, count, d, work, there)
+    if chain > 1:
         for layer in range(chain - 1, 0, -1):
             weight = m * d + (layer - 1) * m * m
             below = place + (layer - 1) * m * d
@@ -219,17 +328,16 @@ def hvp(t, theta, v, data, dims, work, out):
     if work[0] != 0.0:
         _project(work, tangent, dims, work)
     _first_layer(theta, dims, work, w)
-    _forward(theta, data, dims, work, w, z, f)
-    _loss_derivative(data, dims, work, f, derivative)
+    _forward(theta, data, dims, work, w, data, _HEADER, 0, n, z, f)
+    labels = _HEADER + d * n
+    losses.derivative(dims[0], data[0], k, n, data, labels, work, f, derivative)
     trained = 1.0 if dims[5] else 0.0
     mul(work, tangent, data, _HEADER, work, dz, m, d, n)
-    for i in range(m * n):
-        work[dz + i] *= work[slopes + i]
+    _times_slopes(dims, work, dz, 0, n)
     mul(theta, outer, work, dz, work, df, k, m, n)
     mul(v, outer, work, z, work, rest, k, m, n)
     for i in range(k * n):
         work[df + i] += trained * work[rest + i]
-    labels = _HEADER + d * n
     losses.tangent(dims[0], data[0], k, n, data, labels, work, f, derivative, df, change)
     mul_tn(theta, outer, work, change, work, back, m, k, n)
     mul_tn(v, outer, work, derivative, work, rest, m, k, n)
@@ -264,7 +372,7 @@ def heights(theta, data, dims, out):
 
 
 def work_size(dims: np.ndarray) -> int:
-    """Length of the scratch array that the kernels need."""
+    """Length of the scratch array that the kernels need; what hvp needs has room for a tile, too, where d <= m."""
     _, d, k, n, m, _, chain = (int(x) for x in dims[:7])
     pattern = 1 + m * n + m + m * d * d + m * d
     return pattern + chain * m * d + 3 * m * n + 5 * k * n + m * d + max(m * d, m * n, k * n, k * m)

@@ -10,7 +10,7 @@ from cases import CASES
 
 import gflow
 from gflow.iterate import Options, batches
-from gflow.kernels import abi, descent
+from gflow.kernels import abi, descent, relu
 from gflow.objective import Objective
 
 EPS = np.finfo(float).eps
@@ -341,6 +341,21 @@ def test_batches_equal_numpy(summed, replacement):
     for k, batch in enumerate(drawn(run)):
         theta = theta - 0.02 * Objective(model, part(problem, batch)).gradient(theta)
         np.testing.assert_allclose(run.theta[k + 1], theta, rtol=0, atol=1e3 * (k + 1) * EPS)
+
+
+def test_batches_beyond_a_tile_equal_numpy():
+    """Batches of so many samples that the network takes them in tiles, of their own data."""
+    model, problem = gflow.TwoLayerReLU(4, 64, 2), gflow.Problem(NORMAL((900, 4)), NORMAL((900, 2)))
+    dims = model.batch_arguments(problem, 600).dims
+    assert relu._tile(dims) < 600
+    theta = model.init(scale=0.5)
+    run = gflow.descend(model, problem, theta, 0.02, 4, batch_size=600, rng=1)
+    for k, batch in enumerate(drawn(run)):
+        w, a = model.unpack(theta)
+        x, z = problem.X[batch], problem.X[batch] @ w.T
+        pull = 2 * problem.factor * 900 / 600 * (np.maximum(z, 0) @ a.T - problem.Y[batch])
+        theta = theta - 0.02 * model.pack([(pull @ a * (z > 0)).T @ x, pull.T @ np.maximum(z, 0)])
+        np.testing.assert_allclose(run.theta[k + 1], theta, rtol=0, atol=600 * (k + 1) * EPS)
 
 
 @pytest.mark.parametrize("optimizer", ["gd", "momentum", "adam"])

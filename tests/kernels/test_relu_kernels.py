@@ -248,16 +248,18 @@ def test_forces_are_the_pulls_of_the_samples():
         np.testing.assert_allclose(out, expected[j], rtol=0, atol=1e-14 * np.abs(expected).max())
 
 
-def test_work_is_long_enough():
+@pytest.mark.parametrize("sizes", [(9, 2, 7), (203, 5, 400), (400, 70, 70)])
+def test_work_is_long_enough(sizes):
     """Scratch filled with NaN, a guard beyond its end: no kernel reads what it has not written, or beyond."""
-    for depth in (1, 2, 3):
+    for depth in (1, 2, 3) if sizes[0] == 9 else (1, 2):
         for loss, outputs in LOSSES:
-            model, problem, theta = random_case(loss, outputs, (9, 2, 7), first_depth=depth)
+            model, problem, theta = random_case(loss, outputs, sizes, first_depth=depth)
             objective = Objective(model, problem)
+            assert in_tiles(objective) == (sizes[0] > 9)
             size = objective.work.size
             work = np.full(size + 1000, np.nan)
             work[0] = 0.0
-            work[kernels.sliding_at(objective.dims) :][:7] = 0.0
+            work[kernels.sliding_at(objective.dims) :][: sizes[2]] = 0.0
             out = np.empty(model.size)
             args = (theta, objective.data, objective.dims, work)
             assert kernels.loss(0.0, *args) == objective.loss(theta)
@@ -267,6 +269,122 @@ def test_work_is_long_enough():
                 kernels.hvp(0.0, theta, theta, *args[1:], out)
                 np.testing.assert_array_equal(out, objective.hvp(theta, theta))
             assert np.all(np.isnan(work[size:]))
+
+
+def in_tiles(objective):
+    return kernels._tile(objective.dims) < objective.dims[3]
+
+
+# Three tiles, of which the last is shorter.
+MANY = (1000, 16, 64)
+
+
+def many(loss, outputs, **options):
+    """A case of many samples, with neurons at rest on all kinks."""
+    model, problem, theta = random_case(loss, outputs, MANY, seed=8, **options)
+    w = model.unpack(theta)[-2]
+    w[::20] = 0.0  # a view
+    objective = Objective(model, problem)
+    assert in_tiles(objective) and MANY[0] % kernels._tile(objective.dims)
+    assert not model.first_layer(theta)[::20].any()
+    return model, problem, theta
+
+
+def test_which_samples_go_in_tiles():
+    """Many, but for a loss that couples them, and for inputs that outnumber the neurons."""
+    model, problem, _ = many("logistic", 1)
+    assert not in_tiles(Objective(model, problem.log))
+    assert not in_tiles(Objective(model, gflow.Problem(problem.X[:300], problem.Y[:300])))
+    assert not in_tiles(
+        Objective(gflow.TwoLayerReLU(16, 15), gflow.Problem(np.ones((2000, 16)), np.ones(2000)))
+    )
+
+
+@pytest.mark.parametrize(("loss", "outputs"), LOSSES)
+@pytest.mark.parametrize("options", [{}, {"slope": 0.3, "weight_decay": 0.2, "train_outer": False}])
+def test_tiles_equal_the_definitions(loss, outputs, options):
+    """To the rounding of a sum over so many samples."""
+    model, problem, theta = many(loss, outputs, **options)
+    objective = Objective(model, problem)
+    bound = MANY[0] * EPS
+    assert objective.loss(theta) == pytest.approx(naive_loss(model, problem, theta), rel=bound)
+    g = naive_gradient(model, problem, theta)
+    np.testing.assert_allclose(objective.gradient(theta), g, rtol=0, atol=bound * np.abs(g).max())
+
+
+@pytest.mark.parametrize(("loss", "outputs"), LOSSES)
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("kink", [0.0, 0.5])
+def test_the_gradient_in_tiles_is_the_sum_over_parts(loss, outputs, depth, kink):
+    """Parts that fit into a tile each, of other sizes; the kink's slope is the one that a descent may ask for."""
+    model, problem, theta = many(loss, outputs, first_depth=depth, weight_decay=0.2)
+
+    def parts(chosen, decay):
+        objective = Objective(model, gflow.Problem(problem.X[chosen], problem.Y[chosen], loss,
+                                                   factor=problem.factor, weight_decay=decay))  # fmt: skip
+        objective.data[kernels.KINK] = kink
+        assert in_tiles(objective) == (chosen == slice(None))
+        return objective.loss(theta), objective.gradient(theta)
+
+    value, found = parts(slice(None), 0.2)
+    each = [parts(slice(a, b), 0.2 * (a == 0)) for a, b in ((0, 1), (1, 300), (300, 640), (640, 1000))]
+    bound = MANY[0] * EPS
+    assert value == pytest.approx(sum(part for part, _ in each), rel=bound)
+    largest = max(np.abs(part).max() for _, part in each)
+    np.testing.assert_allclose(found, sum(part for _, part in each), rtol=0, atol=bound * largest)
+
+
+@pytest.mark.parametrize(("loss", "outputs"), [("logistic", 1), ("softmax", 3)])
+def test_tiles_agree_with_the_logarithm_of_the_loss_that_has_none(loss, outputs):
+    """grad log L = grad L / L."""
+    rng = np.random.default_rng(1)
+    model, problem, theta = many(loss, outputs)
+    y = problem.Y if outputs == 1 else np.eye(outputs)[rng.integers(0, outputs, MANY[0])]
+    problem = gflow.Problem(problem.X, y, loss)
+    plain, log = Objective(model, problem), Objective(model, problem.log)
+    expected = plain.gradient(theta) / plain.loss(theta)
+    bound = MANY[0] * EPS
+    assert log.loss(theta) == pytest.approx(np.log(plain.loss(theta)), abs=bound)
+    np.testing.assert_allclose(log.gradient(theta), expected, rtol=0, atol=bound * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_tiles_within_a_pattern(outputs):
+    """With slopes that are given, and a neuron that slides along one plane: the chain rule in matrices."""
+    model, problem, theta = many("square", outputs)
+    n, d, m = MANY
+    objective, rng = Objective(model, problem), np.random.default_rng(4)
+    work, dims = objective.work, objective.dims
+    slopes, normal = rng.random((m, n)), np.eye(d)[2]
+    work[0] = 1.0
+    kept = work[kernels.slopes_at(dims) :][: m * n]
+    kept[:] = slopes.ravel()
+    work[kernels.sliding_at(dims) + 5] = 1
+    work[kernels.basis_at(dims) + 5 * d * d :][:d] = normal
+    w, a = model.unpack(theta)
+    z = slopes * (w @ problem.X.T)
+    residual = a @ z - problem.Y.T
+    derivative = 2 * problem.factor * residual
+    dw, da = (slopes * (a.T @ derivative)) @ problem.X, derivative @ z.T
+    along = dw[5] @ normal
+    dw[5] -= along * normal
+    expected, bound = model.pack([dw, da]), n * EPS
+    value, found = objective.loss(theta), objective.gradient(theta)
+    assert value == pytest.approx(problem.factor * np.sum(residual**2), rel=bound)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=bound * np.abs(expected).max())
+    np.testing.assert_array_equal(kept, slopes.ravel())
+    assert work[kernels.along_at(dims) + 5 * d] == pytest.approx(along, abs=bound * np.abs(expected).max())
+    pulls = np.empty(n)
+    for j in range(m):
+        kernels.forces(j, theta, dims, work, pulls)
+        np.testing.assert_allclose(
+            pulls, -a[:, j] @ derivative, rtol=0, atol=bound * np.abs(derivative).max()
+        )
+    # inside of a pattern the square loss is of the fourth degree along a line: such differences are exact
+    u, h = rng.standard_normal(theta.size) / np.sqrt(theta.size), 0.1
+    u[5 * d : 6 * d] = 0.0
+    by_loss = differences(lambda x: objective.loss(theta + x[0] * u), np.zeros(1), h)[0]
+    assert by_loss == pytest.approx(found @ u, rel=0, abs=bound * value / h)
 
 
 def test_hyperplanes_group_parallel_inputs():
