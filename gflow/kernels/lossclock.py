@@ -136,7 +136,7 @@ def _log_time(rise, h, x):
     end, total, high = _at(rise, x), 0.0, x
     while high > 0.0 and end - _at(rise, high) < _DEPTH:
         slope = _steepness(rise, high)
-        width = min(high, _PANEL / slope) if slope > 0.0 else high
+        width = min(high, max(_PANEL / slope, 1e-12 * x)) if slope > 0.0 else high
         while width > 1e-12 * x and _at(rise, high) - _at(rise, high - width) > 2.0 * _PANEL:
             width *= 0.5
         low = high - width
