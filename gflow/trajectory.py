@@ -364,8 +364,12 @@ class Trajectory:
     @property
     def _outcome_and_drift(self) -> Status:
         """How a flow ended, with a warning if what the exact one conserves is lost."""
-        drift = None if self.history is None else self.gauges.invariant_drift
-        most = 0.0 if drift is None else float(np.max(drift, initial=0.0, where=np.isfinite(drift)))
+        drift = (
+            None if self.history is None else self.gauges.invariant_drift
+        )  # of gradient descent nothing is kept
+        if drift is None:
+            return self.outcome
+        most = float(np.max(drift, initial=0.0, where=np.isfinite(drift)))
         if most <= max(_UNSTABLE, _LOST * self.spec["rtol"]):
             return self.outcome
         warning = (
