@@ -503,10 +503,12 @@ class LossClock(Flow):
         return abi.call(lossclock.advance, *common, *rest)
 
     def _outcome(self, code: int, max_steps: int) -> Status:
-        if code == lossclock.SETTLED or (code == explicit.STEP_TOO_SMALL and self._endless):
+        endless = code == explicit.STEP_TOO_SMALL and self._endless
+        if code == lossclock.SETTLED or endless:
+            then = "s grows beyond the range of double precision" if endless else "nothing moves any more"
             return Status(
                 "settled",
-                self.stopped_at("log L has ceased to fall, and nothing moves any more")
+                self.stopped_at(f"log L has ceased to fall, and {then}")
                 + " The loss tends to a finite value here: the network does not separate the data.",
             )
         return super()._outcome(code, max_steps)

@@ -338,7 +338,7 @@ class Trajectory:
 
     @cached_property
     def status(self) -> Status:
-        """How the run ended, with warnings; measures the sensitivity if P ≤ 500."""
+        """How the run ended, with warnings; measures the sensitivity if P ≤ 500, and what is conserved at the end."""
         outcome = self._outcome_and_drift
         if self.checkpoints is None or not self._potential.has("hvp"):
             return outcome
@@ -363,20 +363,41 @@ class Trajectory:
 
     @property
     def _outcome_and_drift(self) -> Status:
-        """How a flow ended, with a warning if what the exact one conserves is lost."""
-        drift = (
-            None if self.history is None else self.gauges.invariant_drift
-        )  # of gradient descent nothing is kept
+        """How a flow ended, with a warning if by its end what the exact one conserves is lost."""
+        if self.history is None:  # gradient descent and stochastic flows conserve nothing
+            return self.outcome
+        try:
+            drift = self._drift_at_the_end()
+        except Exception as error:  # of a user's invariants, or a model that is not there any more
+            return self._unmeasured(f"{error}"[:200])
         if drift is None:
             return self.outcome
-        most = float(np.max(drift, initial=0.0, where=np.isfinite(drift)))
-        if most <= max(_UNSTABLE, _LOST * self.spec["rtol"]):
+        if not np.isfinite(drift):
+            return self._unmeasured("they are beyond double precision")
+        if drift <= max(_UNSTABLE, _LOST * self.spec["rtol"]):
             return self.outcome
         warning = (
-            f"conserved quantities lost: one has changed by {most:.1g} of the terms that cancel in it, as the exact flow never "
-            "does; where parameters fall below atol, their signs are noise. Compare with error_estimate()."
+            f"conserved quantities lost: what the exact flow keeps has changed by {drift:.1g} of the largest term in it. A "
+            "parameter that fell below atol may have changed its sign. Compare with error_estimate()."
         )
         return replace(self.outcome, warnings=(*self.outcome.warnings, warning))
+
+    def _unmeasured(self, why: str) -> Status:
+        return replace(
+            self.outcome, message=f"{self.outcome.message} Conserved quantities not measured: {why}."
+        )
+
+    def _drift_at_the_end(self) -> float | None:
+        """Drift of the conserved quantities in the last state that was integrated; a limit is extrapolated from there."""
+        t, theta = self.t, self.theta
+        if np.isinf(t[-1]):
+            kept = "theta" in self.state and self.coordinates is None
+            t = np.array([self.state["clock"][0]]) if kept else t[:-1]
+            theta = self.state["theta"][None] if kept else theta[:-1]
+        if len(t) == 0 or not self.objective.has("invariants"):
+            return None
+        drift = _invariant_drift(self.objective, np.asarray(self.spec["theta0"]), t[-1:], theta[-1:])
+        return None if drift is None else float(drift[0])
 
     def sensitivity(self) -> float:
         """How much a perturbation may have grown: exp ∫ max(−λ_min(H), 0) dt from the start to the end.
@@ -561,16 +582,18 @@ def read(path: str | Path) -> Trajectory:
 
 
 def _invariant_drift(objective: Objective, theta0: Array, t: Array, theta: Array) -> Array | None:
-    start, start_size = objective.model.invariants(theta0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        start, start_size = objective.model.invariants(theta0)
     if np.size(start) == 0:
         return None
     rate = getattr(objective.model, "invariants_decay", 0.0) * objective.weight_decay
     drift = np.empty(len(t))
-    for i, state in enumerate(theta):
-        now, size = objective.model.invariants(state)
-        expected = start * np.exp(-rate * t[i]) if rate else start
-        scale = np.maximum(np.maximum(size, start_size), np.finfo(float).tiny)
-        drift[i] = np.max(np.abs(now - expected) / scale)
+    with np.errstate(over="ignore", invalid="ignore"):  # NaN then says that it could not be measured
+        for i, state in enumerate(theta):
+            now, size = objective.model.invariants(state)
+            expected = start * np.exp(-rate * t[i]) if rate else start
+            scale = np.maximum(np.maximum(size, start_size), np.finfo(float).tiny)
+            drift[i] = np.max(np.abs(now - expected) / scale)
     return drift
 
 

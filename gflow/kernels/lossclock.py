@@ -183,7 +183,7 @@ def _tick(gradient, loss, data, dims, work, tableau, state, output, clock, rtol,
     still = abs(numbers[LEVEL] - before) <= 4.0 * _EPS * max(1.0, abs(before))
     if still:  # near a saddle too, but there something grows
         speed = explicit.largest(state.stages[tableau.sizes[0] - 1], state.theta, rtol, atol)
-        if speed == 0.0:
+        if speed == 0.0 and state.counters[FRESH] != MOVED:  # after an event the field is another one
             return True
         still = times[H_BEFORE] * speed < 100.0
     numbers[QUIET] = numbers[QUIET] + 1.0 if still else 0.0

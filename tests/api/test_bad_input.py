@@ -441,3 +441,13 @@ def test_unknown_names_of_the_package():
     with pytest.raises(AttributeError, match="no attribute 'flo'"):
         gflow.flo  # noqa: B018
     assert {"flow", "descend", "Problem", "observe"} <= set(dir(gflow))
+
+
+def test_a_right_setting_does_not_let_an_equal_wrong_one_pass():
+    """True == 1 == 1.0, but settings that were right are remembered by their type, too."""
+    flow(events=True, dense=False, max_steps=1)
+    for name, value in (("events", 1), ("dense", 0), ("dense", 0.0), ("max_steps", True), ("max_steps", 1.0)):
+        with pytest.raises(ValueError, match=name):
+            flow(**{name: value})
+    with pytest.raises(ValueError, match="rtol"):
+        flow(rtol=[1e-9])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -54,6 +55,29 @@ def test_a_sweep_of_which_all_points_fail_says_so():
     with pytest.warns(UserWarning, match="2 of 2 points failed"):
         grid = gflow.sweep(lambda a: 1 / 0, {"a": [1, 2]}, jobs=1)
     assert list(grid.data_vars) == ["error"] and (grid.error == "ZeroDivisionError: division by zero").all()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_swallowed_interrupt_ends_the_sweep_at_the_next_point(monkeypatch, jobs):
+    """As in a callback of compiled code, which prints what is raised in it and goes on."""
+    take, taken = run.Run.take, []
+
+    def swallowing(self, outcome):
+        taken.append(outcome.number)
+        if len(taken) == 3:
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        take(self, outcome)
+
+    monkeypatch.setattr(run.Run, "take", swallowing)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.warns(UserWarning, match="not run and are missing"):
+            grid = gflow.sweep(product, {"a": [0.5, 1.0, 2.0], "b": range(100)}, jobs=jobs)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "interrupted" in grid.attrs["notes"] and len(taken) == 3
+    assert int((grid.error == "not run: interrupted").sum()) == 297
 
 
 class Speechless(BaseException):
