@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 from math import exp, isfinite, isinf, log
 from pathlib import Path
 from typing import Any
@@ -151,11 +150,7 @@ def flow(
     """
     objective = Objective(model, problem)
     trajectory_or_none("start", start)
-    try:
-        settings = _checked(method, rtol, clock, coords, rest, events, dense, max_steps)
-    except TypeError:  # one of them, which is no number and no word, cannot be looked up
-        settings = _check_settings(method, rtol, clock, coords, rest, events, dense, max_steps)
-    rtol, events, dense, max_steps = settings
+    rtol, events, dense, max_steps = _check_settings(rtol, clock, coords, rest, events, dense, max_steps)
     potential = _potential(objective, clock)
     observers = parse_observers(observe)
     callable_or_none("stop", stop)
@@ -217,10 +212,9 @@ def flow(
 
 
 def _check_settings(
-    method: str, rtol: float, clock: str, coords: str, rest: float | None, events: bool, dense: bool, max_steps: int
-) -> tuple[float, bool, bool, int]:  # fmt: skip
+    rtol: float, clock: str, coords: str, rest: float | None, events: bool, dense: bool, max_steps: int
+) -> tuple[float, bool, bool, int]:
     """Settings that are right or wrong whatever the model and the problem."""
-    one_of("method", method, ("auto", *METHODS))
     rtol = check_rtol(rtol)
     one_of("clock", clock, ("time", "loss"))
     one_of("coords", coords, ("plain", "log"))
@@ -233,10 +227,6 @@ def _check_settings(
     if rest is not None and clock == "loss":
         raise ValueError("rest must be None with clock='loss', whose speed is that of log L")
     return rtol, events, dense, max_steps
-
-
-# Short runs that are called over and over spent a tenth of their time on the same eight checks.
-_checked = lru_cache(typed=True)(_check_settings)
 
 
 def load(path: str | Path) -> Trajectory:

@@ -392,7 +392,7 @@ class Trajectory:
         t, theta = self.t, self.theta
         if np.isinf(t[-1]):
             kept = "theta" in self.state and self.coordinates is None
-            t = np.array([self.state["clock"][0]]) if kept else t[:-1]
+            t = self.state["clock"][:1] if kept else t[:-1]  # its first number is the time
             theta = self.state["theta"][None] if kept else theta[:-1]
         if len(t) == 0 or not self.objective.has("invariants"):
             return None
