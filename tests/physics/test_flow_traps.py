@@ -192,3 +192,15 @@ def test_a_status_says_what_could_not_be_measured():
 
     run = gflow.flow(Broken((1, 1, 1)), UNIT, [0.5, 0.5], 1.0)
     assert run.status.ok and "not measured: no invariants today" in run.status.message
+
+
+@pytest.mark.parametrize("method", ["auto", "tsit5", "dop853"])
+def test_no_step_leaves_the_range_of_double_precision(method):
+    """At rest steps grow tenfold each time."""
+    times, options = [1.0, 1e300, 1.7e308], {"method": method, "max_steps": 1000}
+    run = gflow.flow(SCALAR, UNIT, [1.0, 1.0], times, **options)
+    assert run.outcome.code == "step_too_small" and "beyond the range" in run.outcome.message
+    assert 1e307 < run.t[-1] < np.inf and np.all(run.theta == 1.0)
+    many = gflow.ensemble(SCALAR, UNIT, np.ones((9, 2)), times, **options)
+    for one in many:
+        assert one.outcome.code == "step_too_small" and one.counts["accepted"] == run.counts["accepted"]
