@@ -62,10 +62,10 @@ BDF, AUTO = range(2)
     ATTEMPTS, FAILED, SWITCHES,
 ) = range(13)  # fmt: skip
 # ... and in Stiff.rates.
-ALLOWED_COST, STEPS_MARK, LARGEST, EXPLICIT_H, COST_MARK, BURDEN, FORESEEN = range(7)
+ALLOWED_COST, STEPS_MARK, LARGEST, EXPLICIT_H, COST_MARK, BURDEN, FORESEEN, SPEED = range(8)
 
-# Rows of Stiff.weights that are scratch.
-_SPREAD, _SLOPES = 3, 4
+# Rows of Stiff.weights.
+_VALUES, _SLOPES = range(2)
 
 HIGHEST = 6  # order; the interpolating polynomial has this degree
 _KEPT = HIGHEST + 2  # states that the error estimate of one order more needs, besides the new one
@@ -103,8 +103,8 @@ DENSE_DEGREE = 8
 _CHEBYSHEV = 0.5 - 0.5 * np.cos(np.pi * np.arange(DENSE_DEGREE + 1) / DENSE_DEGREE)
 _TO_POWERS = np.linalg.inv(np.vander(_CHEBYSHEV, increasing=True))  # values there to coefficients
 # The square of the slope has degree 2 (HIGHEST - 1), but its highest terms are of the size of the tolerance.
-_GAUSS_NODES = 0.5 + 0.5 * np.polynomial.legendre.leggauss(HIGHEST - 1)[0]
-_GAUSS_WEIGHTS = 0.5 * np.polynomial.legendre.leggauss(HIGHEST - 1)[1]
+_GAUSS_NODES = 0.5 + 0.5 * np.polynomial.legendre.leggauss(4)[0]
+_GAUSS_WEIGHTS = 0.5 * np.polynomial.legendre.leggauss(4)[1]
 
 
 class Stiff(NamedTuple):
@@ -114,10 +114,7 @@ class Stiff(NamedTuple):
     rates: Floats
     times: Floats  # (K,): accepted times, newest first
     nodes: Floats  # (K,): s = log(t / newest)
-    newest: Floats  # (P,): the state there
-    moves: Floats  # (K - 1, P): states minus the one before each, in any order
-    places: Ints  # (K - 1,): their rows, newest first
-    gram: Floats  # (K - 1, K - 1): inner products of these rows
+    differences: Floats  # (K - 1, P): divided differences in s of order 0, the newest state, to HIGHEST
     switches: Floats  # (C,): when the method changed, of which SWITCHES are still to be read
     guess: Floats  # (P,) scratch, as all below
     slope: Floats  # gradient at the guess
@@ -126,12 +123,12 @@ class Stiff(NamedTuple):
     product: Floats
     correction: Floats
     trial: Floats
-    weights: Floats  # (5, K + 2): of the history, in rows 0 to 2
+    weights: Floats  # (2, K - 1): of the differences
     energy: Floats  # (iterations,)
 
 
 #: Fields of ``Stiff`` that a continuation needs; the rest is scratch.
-KEPT = ("numbers", "rates", "times", "nodes", "newest", "moves", "places", "gram")
+KEPT = ("numbers", "rates", "times", "nodes", "differences")
 
 
 def first_look(nanoseconds: float) -> int:
@@ -144,13 +141,12 @@ def new_stiff(size: int, nanoseconds: float) -> Stiff:
     numbers = np.zeros(13, dtype=np.int64)
     numbers[NEXT_LOOK] = first_look(nanoseconds)
     numbers[PATIENCE] = _PATIENCE
-    rates = np.zeros(7)
+    rates = np.zeros(8)
     rates[BURDEN] = _BOOKKEEPING / nanoseconds
     scratch = [np.zeros(size) for _ in range(7)]
     return Stiff(
-        numbers, rates, np.zeros(_KEPT), np.zeros(_KEPT), np.zeros(size), np.zeros((_KEPT - 1, size)),
-        np.arange(_KEPT - 1), np.zeros((_KEPT - 1, _KEPT - 1)), np.zeros(16), *scratch, np.zeros((5, _KEPT + 2)),
-        np.zeros(_MOST_ITERATIONS),
+        numbers, rates, np.zeros(_KEPT), np.zeros(_KEPT), np.zeros((_KEPT - 1, size)), np.zeros(16), *scratch,
+        np.zeros((2, _KEPT - 1)), np.empty(_MOST_ITERATIONS),
     )  # fmt: skip
 
 
@@ -158,111 +154,91 @@ def new_stiff(size: int, nanoseconds: float) -> Stiff:
 #
 # Their variable is s = log(t / t_0), t_0 the newest time: a stiff flow slows down like a power of t, and its steps
 # grow with t.  Where they are short against t, as at a late escape from a saddle, s is t but for a factor.
+#
+# They are Newton's: sums of divided differences, of which each is a term small against the one before and is left out
+# or put in as the order changes.  To shift s leaves the differences as they are.
+
+
+@kernel(forceinline=True)
+def _weigh(nodes, s, degree, weights):
+    """Weights of the differences in the interpolant of a degree at s, and in its derivative; 0 beyond that degree."""
+    value, slope = 1.0, 0.0
+    weights[_VALUES, 0], weights[_SLOPES, 0] = value, slope
+    for j in range(degree):
+        x = s - nodes[j]
+        slope = slope * x + value
+        value *= x
+        weights[_VALUES, j + 1], weights[_SLOPES, j + 1] = value, slope
+    for j in range(degree + 1, weights.shape[1]):
+        weights[_VALUES, j], weights[_SLOPES, j] = 0.0, 0.0
 
 
 @kernel
-def _spread(nodes, count, weights):
-    """Write 1 / prod_(i != j) (nodes[j] - nodes[i]) to the row _SPREAD."""
-    for j in range(count):
-        x = 1.0
-        for i in range(count):
-            if i != j:
-                x *= nodes[j] - nodes[i]
-        weights[_SPREAD, j] = 1.0 / x
+def _mix(weights, row, differences, out):
+    """out = sum over all differences, the small ones first, of their weights times each."""
+    v, a, b, c = weights[row, 0], weights[row, 1], weights[row, 2], weights[row, 3]
+    d, e, f = weights[row, 4], weights[row, 5], weights[row, 6]
+    newest, first, second, third = differences[0], differences[1], differences[2], differences[3]
+    if d == 0.0 and e == 0.0 and f == 0.0:
+        for i in range(out.size):
+            out[i] = v * newest[i] + (a * first[i] + (b * second[i] + c * third[i]))
+        return
+    fourth, fifth, sixth = differences[4], differences[5], differences[6]
+    for i in range(out.size):
+        high = d * fourth[i] + (e * fifth[i] + f * sixth[i])
+        out[i] = v * newest[i] + (a * first[i] + (b * second[i] + (c * third[i] + high)))
+
+
+@kernel(fastmath={"reassoc"})
+def _square(weights, row, differences):
+    """Square of the norm of what ``_mix`` would write, without the newest state."""
+    a, b, c = weights[row, 1], weights[row, 2], weights[row, 3]
+    d, e, f = weights[row, 4], weights[row, 5], weights[row, 6]
+    first, second, third = differences[1], differences[2], differences[3]
+    fourth, fifth, sixth = differences[4], differences[5], differences[6]
+    total = 0.0
+    for i in range(first.size):
+        x = a * first[i] + b * second[i] + c * third[i] + d * fourth[i] + e * fifth[i] + f * sixth[i]
+        total += x * x
+    return total
 
 
 @kernel
-def _value_weights(nodes, count, s, weights, row):
-    """Weights of the interpolant through nodes[:count] at s."""
-    _spread(nodes, count, weights)
-    x = 1.0
-    for j in range(count):
-        weights[row, j] = x
-        x *= s - nodes[j]
-    x = 1.0
-    for j in range(count - 1, -1, -1):
-        weights[row, j] *= x * weights[_SPREAD, j]
-        x *= s - nodes[j]
+def _update(theta, factors, differences):
+    """Put a state in front of those whose divided differences these are; a factor 0 says that there are no more."""
+    a, b, c, d = factors[0], factors[1], factors[2], factors[3]
+    e, f = factors[4], factors[5]
+    newest, first, second, third = differences[0], differences[1], differences[2], differences[3]
+    fourth, fifth, sixth = differences[4], differences[5], differences[6]
+    for i in range(theta.size):
+        x = theta[i]
+        y = (x - newest[i]) * a
+        newest[i] = x
+        x = (y - first[i]) * b
+        first[i] = y
+        y = (x - second[i]) * c
+        second[i] = x
+        x = (y - third[i]) * d
+        third[i] = y
+        y = (x - fourth[i]) * e
+        fourth[i] = x
+        x = (y - fifth[i]) * f
+        fifth[i] = y
+        sixth[i] = x
 
 
-@kernel
-def _slope_weights(nodes, count, s, weights, row):
-    """Weights of the interpolant's derivative, once ``_spread`` has been called."""
-    x, slope = 1.0, 0.0  # the product of the factors on one side, and its derivative
-    for j in range(count):
-        weights[row, j], weights[_SLOPES, j] = x, slope
-        slope = slope * (s - nodes[j]) + x
-        x *= s - nodes[j]
-    x, slope = 1.0, 0.0
-    for j in range(count - 1, -1, -1):
-        weights[row, j] = (weights[_SLOPES, j] * x + weights[row, j] * slope) * weights[_SPREAD, j]
-        slope = slope * (s - nodes[j]) + x
-        x *= s - nodes[j]
-
-
-@kernel
-def _of_moves(weights, row, count):
-    """Turn weights of ``count`` states into those of the moves between them, for the sum without the newest state."""
-    x = 0.0
-    for j in range(count - 1, -1, -1):
-        x, weights[row, j] = x + weights[row, j], -x
-
-
-@kernel
-def _mix(stiff, count, row, out):
-    """out = sum over the newest ``count`` moves of weights[row, j] times each.
-
-    Sums of moves do not cancel as those of states do.  Four moves at a time, the last of them perhaps times zero.
-    """
-    moves, places, weights = stiff.moves, stiff.places, stiff.weights
-    for j in range(count, count + 3):
-        weights[row, j] = 0.0
-    for j in range(0, count, 4):
-        a, b, c, d = weights[row, j], weights[row, j + 1], weights[row, j + 2], weights[row, j + 3]
-        last = places.size - 1
-        w, x = places[j], places[min(j + 1, last)]
-        y, z = places[min(j + 2, last)], places[min(j + 3, last)]
-        if j == 0:
-            for i in range(out.size):
-                out[i] = a * moves[w, i] + b * moves[x, i] + c * moves[y, i] + d * moves[z, i]
-        else:
-            for i in range(out.size):
-                out[i] += a * moves[w, i] + b * moves[x, i] + c * moves[y, i] + d * moves[z, i]
-
-
-@kernel
-def _square(stiff, count, row):
-    """Square of the norm of what ``_mix`` would write, from the inner products."""
-    places, weights, gram, total = stiff.places, stiff.weights, stiff.gram, 0.0
-    for j in range(count):
-        place, others = places[j], 0.0
-        for k in range(j):
-            others += weights[row, k] * gram[place, places[k]]
-        total += weights[row, j] * (weights[row, j] * gram[place, place] + 2.0 * others)
-    return max(total, 0.0)  # rounding
-
-
-@kernel
+@kernel(forceinline=True)
 def _remember(stiff, t, theta):
     """Put a state in front of the history."""
-    times, nodes, moves, places, numbers = stiff.times, stiff.nodes, stiff.moves, stiff.places, stiff.numbers
+    times, nodes, numbers, factors = stiff.times, stiff.nodes, stiff.numbers, stiff.weights[_VALUES]
     held = min(numbers[HELD], times.size - 1)
     s = np.log1p((t - times[0]) / times[0]) if held > 0 else 0.0
+    for j in range(factors.size):
+        factors[j] = 1.0 / (s - nodes[j]) if j < held else 0.0
     for j in range(held, 0, -1):
         times[j], nodes[j] = times[j - 1], nodes[j - 1] - s
     times[0], nodes[0] = t, 0.0
-    oldest = places[places.size - 1]
-    for j in range(places.size - 1, 0, -1):
-        places[j] = places[j - 1]
-    places[0] = oldest
-    move, newest = moves[oldest], stiff.newest
-    for i in range(theta.size):
-        move[i] = theta[i] - newest[i]
-        newest[i] = theta[i]
-    for j in range(held):  # without a state before, the move means nothing and is not used
-        product = _inner(move, moves[places[j]])
-        stiff.gram[oldest, places[j]] = product
-        stiff.gram[places[j], oldest] = product
+    _update(theta, factors, stiff.differences)
     numbers[HELD] = held + 1
 
 
@@ -278,11 +254,11 @@ def _inner(a, b):
 
 
 @kernel(fastmath={"reassoc"})
-def _begin(slope, r, p, x):
-    """r -= slope, p = r, x = 0; return r r."""
+def _begin(rate, slope, r, p, x):
+    """r = -slope - rate, p = r, x = 0; return r r."""
     total = 0.0
     for i in range(r.size):
-        r[i] -= slope[i]
+        r[i] = -slope[i] - rate[i]
         p[i] = r[i]
         x[i] = 0.0
         total += r[i] * r[i]
@@ -321,7 +297,7 @@ def _turn(b, r, p, e, theta, trial):
     return total
 
 
-@kernel
+@kernel(forceinline=True)
 def correct(gradient, hvp, t, data, dims, work, counters, stiff, shift, accuracy, square):
     """Solve (H + shift) x = residual at the guess, x to ``correction``; return whether that went well.
 
@@ -377,87 +353,107 @@ def correct(gradient, hvp, t, data, dims, work, counters, stiff, shift, accuracy
 
 
 @kernel
-def predict(gradient, t, h, data, dims, work, stiff, order):
-    """Guess at t + h, its gradient, and the formula's residual there without it; return its shift.
+def _extrapolate(weights, order, pace, differences, guess, rate):
+    """guess and rate = the interpolant of a degree, and its derivative times ``pace``."""
+    a, b, c, d = weights[0, 1], weights[0, 2], weights[0, 3], weights[0, 4]
+    e, f = weights[0, 5], weights[0, 6]
+    u, v, w, x = pace * weights[1, 1], pace * weights[1, 2], pace * weights[1, 3], pace * weights[1, 4]
+    y, z = pace * weights[1, 5], pace * weights[1, 6]
+    newest, first, second, third = differences[0], differences[1], differences[2], differences[3]
+    if order <= 3:
+        for i in range(guess.size):
+            guess[i] = newest[i] + (a * first[i] + (b * second[i] + c * third[i]))
+            rate[i] = u * first[i] + (v * second[i] + w * third[i])
+        return
+    fourth, fifth, sixth = differences[4], differences[5], differences[6]
+    for i in range(guess.size):
+        high = d * fourth[i] + (e * fifth[i] + f * sixth[i])
+        guess[i] = newest[i] + (a * first[i] + (b * second[i] + (c * third[i] + high)))
+        high = x * fourth[i] + (y * fifth[i] + z * sixth[i])
+        rate[i] = u * first[i] + (v * second[i] + (w * third[i] + high))
 
-    The formula says theta' = shift * theta + what the history gives.
+
+@kernel(forceinline=True)
+def predict(gradient, t, h, data, dims, work, stiff, order, rate):
+    """Guess at t + h and its gradient; the interpolant's slope there goes to ``rate``; return the formula's shift.
+
+    The formula says that the slope at the end of the step is that of the interpolant through the guess and its
+    predecessors, plus shift * (theta - guess).
     """
-    nodes, weights, guess, r = stiff.nodes, stiff.weights, stiff.guess, stiff.residual
-    size, new = guess.size, np.log1p(h / t)
-    _value_weights(nodes, order + 1, new, weights, 0)
-    _of_moves(weights, 0, order + 1)
-    _mix(stiff, order, 0, guess)
-    # the slope of the polynomial through the guess: sum over j < order of a_j (guess - states[j])
-    _value_weights(nodes, order, new, weights, 1)
-    shift, total, left = 0.0, 0.0, 0.0
-    for j in range(order):
-        x = 1.0 / ((new - nodes[j]) * (t + h))  # ds / dt = 1 / t
-        shift += x
-        weights[1, j] *= x
-        total += weights[1, j]
-    for j in range(order - 1, -1, -1):
-        left, weights[1, j] = left + weights[1, j], -(total * weights[0, j] + left)
-    _mix(stiff, order, 1, r)
-    for i in range(size):
-        guess[i] += stiff.newest[i]
-    stiff.slope[size - 1] = np.nan
-    gradient(t + h, guess, data, dims, work, stiff.slope)
-    return shift
+    weights, s, pace = stiff.weights, np.log1p(h / t), 1.0 / (t + h)  # ds / dt = 1 / t
+    _weigh(stiff.nodes, s, order, weights)
+    _extrapolate(weights, order, pace, stiff.differences, stiff.guess, rate)
+    stiff.slope[rate.size - 1] = np.nan
+    gradient(t + h, stiff.guess, data, dims, work, stiff.slope)
+    return pace * weights[_SLOPES, order] / weights[_VALUES, order]
 
 
-@kernel
-def _factor(stiff, s, order):
+@kernel(forceinline=True)
+def _factor(nodes, s, order):
     """Error of the formula of an order at s, relative to how far the prediction one order above is off."""
     shift = 0.0
     for j in range(order):
-        shift += 1.0 / (s - stiff.nodes[j])
-    return 1.0 / (shift * (s - stiff.nodes[order]))
-
-
-@kernel
-def _error(stiff, s, order, theta_new):
-    """Error of the formula of another order at s, in units of what is allowed, on the scale of the attempt."""
-    count, weights, off, scale, newest = order + 1, stiff.weights, stiff.trial, stiff.product, stiff.newest
-    if count > stiff.numbers[HELD]:
-        return np.inf
-    _value_weights(stiff.nodes, count, s, weights, 2)
-    _of_moves(weights, 2, count)
-    _mix(stiff, order, 2, off)
-    return _factor(stiff, s, order) * np.sqrt(_distance(theta_new, newest, off, scale) / off.size) / _SHARE
+        shift += 1.0 / (s - nodes[j])
+    return 1.0 / (shift * (s - nodes[order]))
 
 
 @kernel(fastmath={"reassoc"})
-def _distance(theta_new, newest, off, scale):
-    """Sum of ((theta_new - newest - off) scale)^2."""
-    total = 0.0
-    for i in range(off.size):
-        x = (theta_new[i] - newest[i] - off[i]) * scale[i]
-        total += x * x
-    return total
+def _neighbours(correction, lower, higher, below, above, scale):
+    """Squared norms of how far the predictions of one order less and more were off, this one's by ``correction``."""
+    less, more = 0.0, 0.0
+    for i in range(scale.size):
+        x = (correction[i] + lower * below[i]) * scale[i]
+        y = (correction[i] - higher * above[i]) * scale[i]
+        less += x * x
+        more += y * y
+    return less, more
+
+
+@kernel(forceinline=True)
+def _errors(stiff, s, order):
+    """Errors that the formulas of one order less and more would have made, in units of what is allowed.
+
+    On the scale of the attempt, from its correction; infinite where there is no such order or no history for it.
+    """
+    nodes, weights, differences, size = stiff.nodes, stiff.weights, stiff.differences, stiff.guess.size
+    value = weights[_VALUES, order]
+    higher = min(order + 1, HIGHEST)
+    less, more = _neighbours(
+        stiff.correction, value, value * (s - nodes[order]), differences[order], differences[higher], stiff.product
+    )  # fmt: skip
+    less = _factor(nodes, s, order - 1) * np.sqrt(less / size) / _SHARE if order > 1 else np.inf
+    held = higher > order and stiff.numbers[HELD] >= order + 2
+    more = _factor(nodes, s, order + 1) * np.sqrt(more / size) / _SHARE if held else np.inf
+    return less, more
 
 
 @kernel(fastmath={"reassoc"})
-def _finish(guess, correction, theta, theta_new, rtol, atol, scale):
-    """theta_new = guess + correction; return the sum of (correction scale)^2, with the scale of ``explicit._squared_norm``."""
-    total = 0.0
+def _finish(guess, correction, shift, theta, theta_new, rtol, atol, scale):
+    """theta_new, where the interpolant's slope stands, = guess + correction.
+
+    Return the sum of (correction scale)^2, with the scale of ``explicit._squared_norm``, and the square of the slope.
+    """
+    total, square = 0.0, 0.0
     for i in range(guess.size):
+        rate = theta_new[i] + shift * correction[i]
+        square += rate * rate
         theta_new[i] = guess[i] + correction[i]
         scale[i] = 1.0 / (atol[i] + rtol * max(abs(theta[i]), abs(theta_new[i])))
         x = correction[i] * scale[i]
         total += x * x
-    return total
+    return total, square
 
 
-@kernel
+@kernel(forceinline=True)
 def attempt(gradient, hvp, t, h, data, dims, work, counters, stiff, order, theta, theta_new, rtol, atol):
     """One step of an order from the history; the result stands in ``theta_new``; return its error.
 
     In units of what is allowed; infinite if the step is too long for the linear solve.
     """
     size = theta.size
-    shift = predict(gradient, t, h, data, dims, work, stiff, order)
+    shift = predict(gradient, t, h, data, dims, work, stiff, order, theta_new)
     counters[GRADIENTS] += 1
-    square = _begin(stiff.slope, stiff.residual, stiff.direction, stiff.correction)
+    square = _begin(theta_new, stiff.slope, stiff.residual, stiff.direction, stiff.correction)
     if not np.isfinite(square):
         return np.nan
     # of the tolerance, for an error whose direction does not know of the weights
@@ -465,8 +461,10 @@ def attempt(gradient, hvp, t, h, data, dims, work, counters, stiff, order, theta
     accuracy = _SOLVED * _SHARE / unit
     if not correct(gradient, hvp, t + h, data, dims, work, counters, stiff, shift, accuracy, square):
         return np.inf
-    square = _finish(stiff.guess, stiff.correction, theta, theta_new, rtol, atol, stiff.product)
-    return _factor(stiff, np.log1p(h / t), order) * np.sqrt(square / size) / _SHARE
+    square, stiff.rates[SPEED] = _finish(
+        stiff.guess, stiff.correction, shift, theta, theta_new, rtol, atol, stiff.product
+    )
+    return _factor(stiff.nodes, np.log1p(h / t), order) * np.sqrt(square / size) / _SHARE
 
 
 @kernel(fastmath={"reassoc"})
@@ -479,23 +477,24 @@ def _squares(theta, rtol, atol):
     return total
 
 
-@kernel
+@kernel(forceinline=True)
 def _growth(error, order):
     return 1.0 / (_SAFETY * exp2(log2(error) / (order + 1)) + 1e-6)
 
 
-@kernel
-def _next_order(stiff, s, error, theta_new):
+@kernel(forceinline=True)
+def _next_order(stiff, s, error):
     """Order whose next step may be longest, and that step's length relative to this one's."""
     numbers = stiff.numbers
     order = numbers[ORDER]
     best, factor = order, _growth(error, order)
+    less, more = _errors(stiff, s, order)
     if order > 1:
-        x = _RELUCTANCE * _growth(_error(stiff, s, order - 1, theta_new), order - 1)
+        x = _RELUCTANCE * _growth(less, order - 1)
         if x > factor:
             best, factor = order - 1, x
     if order < HIGHEST and numbers[AT_ORDER] > order:
-        x = _RELUCTANCE * _growth(_error(stiff, s, order + 1, theta_new), order + 1)
+        x = _RELUCTANCE * _growth(more, order + 1)
         if x > factor:
             best, factor = order + 1, x
     return best, factor
@@ -504,16 +503,14 @@ def _next_order(stiff, s, error, theta_new):
 # ---- within the last step ----------------------------------------------------------------------------------
 
 
-@kernel
+@kernel(forceinline=True)
 def _dissipated(stiff, order, begin, end):
     """Integral over t of |theta'|^2 of the interpolant from s = begin to end."""
     total = 0.0
-    _spread(stiff.nodes, order + 1, stiff.weights)
     for q in range(_GAUSS_NODES.size):
         s = begin + _GAUSS_NODES[q] * (end - begin)
-        _slope_weights(stiff.nodes, order + 1, s, stiff.weights, 2)
-        _of_moves(stiff.weights, 2, order + 1)
-        total += _GAUSS_WEIGHTS[q] * _square(stiff, order, 2) / exp(s)  # dt (ds / dt)^2 = ds / t
+        _weigh(stiff.nodes, s, order, stiff.weights)
+        total += _GAUSS_WEIGHTS[q] * _square(stiff.weights, _SLOPES, stiff.differences) / exp(s)  # dt (ds / dt)^2 = ds / t
     return total * (end - begin) / stiff.times[0]
 
 
@@ -526,11 +523,8 @@ def interpolate(state, stiff, t, out):
     order, newest = stiff.numbers[LAST_ORDER], stiff.times[0]
     s = np.log1p((t - newest) / newest)
     more = _dissipated(stiff, order, stiff.nodes[1], s)
-    _value_weights(stiff.nodes, order + 1, s, stiff.weights, 2)
-    _of_moves(stiff.weights, 2, order + 1)
-    _mix(stiff, order, 2, out)
-    for i in range(out.size):
-        out[i] += stiff.newest[i]
+    _weigh(stiff.nodes, s, order, stiff.weights)
+    _mix(stiff.weights, _VALUES, stiff.differences, out)
     return state.clock[DISSIPATION_BEFORE] + more
 
 
@@ -545,28 +539,16 @@ def store_dense(state, stiff, output):
     explicit.copy(state.theta_before, out[0])
     for q in range(1, count):
         s = np.log1p((begin + _CHEBYSHEV[q] * h - newest) / newest)
-        _value_weights(stiff.nodes, order + 1, s, weights, 2)
-        _of_moves(weights, 2, order + 1)
+        _weigh(stiff.nodes, s, order, weights)
         # seen from the step's start: the coefficients are large and would magnify its rounding
-        weights[2, 0] += 1.0
-        _mix(stiff, order, 2, stiff.trial)
+        weights[_VALUES, 0] = 0.0
+        weights[_VALUES, 1] -= stiff.nodes[1]
+        _mix(weights, _VALUES, stiff.differences, stiff.trial)
         for d in range(1, count):
             a = _TO_POWERS[d, q]
             for i in range(out.shape[1]):
                 out[d, i] += a * stiff.trial[i]
     output.cursor[DENSE] += 1
-
-
-@kernel
-def _speed(stiff):
-    """|theta'|^2 of the interpolant at its end: the gradient there shows the errors of stiff components enlarged.
-
-    Once ``_dissipated`` has been called.
-    """
-    count = stiff.numbers[LAST_ORDER] + 1
-    _slope_weights(stiff.nodes, count, 0.0, stiff.weights, 2)
-    _of_moves(stiff.weights, 2, count)
-    return _square(stiff, count - 1, 2) / stiff.times[0] ** 2
 
 
 # ---- which method ------------------------------------------------------------------------------------------
@@ -620,12 +602,20 @@ def _foresee(state, stiff, rtol, atol):
 
     Once the history, of which that step's end is not yet part, is full but for one state.
     """
-    theta, theta_before, scale = state.theta, state.theta_before, stiff.product
-    for i in range(scale.size):
+    theta, theta_before, scale, off = state.theta, state.theta_before, stiff.product, stiff.correction
+    size, weights, differences = theta.size, stiff.weights, stiff.differences
+    for i in range(size):
         scale[i] = 1.0 / (atol[i] + rtol * max(abs(theta[i]), abs(theta_before[i])))
+        off[i] = theta[i] - differences[0, i]
     s, best = np.log1p((state.clock[T] - stiff.times[0]) / stiff.times[0]), 0.0
+    _weigh(stiff.nodes, s, HIGHEST, weights)
     for order in range(1, HIGHEST + 1):
-        factor = _growth(_error(stiff, s, order, theta), order)
+        square, last = 0.0, weights[_VALUES, order]
+        for i in range(size):
+            off[i] -= last * differences[order, i]  # how far the prediction of this order is off
+            square += (off[i] * scale[i]) ** 2
+        error = _factor(stiff.nodes, s, order) * np.sqrt(square / size) / _SHARE
+        factor = _growth(error, order)
         if factor > best:
             best, stiff.numbers[ORDER] = factor, order
     stiff.rates[FORESEEN] = best * state.clock[H_BEFORE]
@@ -710,7 +700,7 @@ def _save(state, stiff, output):
     return cursor[SAVED] == times.size
 
 
-@kernel
+@kernel(forceinline=True)
 def _implicit_step(gradient, hvp, data, dims, work, state, stiff, output, rtol, atol):
     """Attempt one step; return whether it was accepted."""
     clock, counters, numbers = state.clock, state.counters, stiff.numbers
@@ -733,12 +723,12 @@ def _implicit_step(gradient, hvp, data, dims, work, state, stiff, output, rtol, 
         if not error < np.inf:
             clock[H] = 0.25 * h
             return False
-        if order > 1 and _error(stiff, s, order - 1, theta_new) < error:
+        if _errors(stiff, s, order)[0] < error:
             numbers[ORDER] = order - 1
         clock[H] = h * max(0.25, 0.9 * exp2(-log2(error) / (order + 1)))
         return False
     numbers[AT_ORDER] += 1
-    best, factor = _next_order(stiff, s, error, theta_new)
+    best, factor = _next_order(stiff, s, error)
     if counters[REJECTED_LAST]:
         factor = min(factor, 1.0)
     if best != order:
@@ -753,7 +743,7 @@ def _implicit_step(gradient, hvp, data, dims, work, state, stiff, output, rtol, 
         theta[i] = theta_new[i]
     _remember(stiff, clock[T], theta)
     clock[DISSIPATION] += _dissipated(stiff, order, stiff.nodes[1], 0.0)
-    state.slopes[0] = _speed(stiff)
+    state.slopes[0] = stiff.rates[SPEED]  # the gradient there shows the errors of stiff components enlarged
     counters[ACCEPTED] += 1
     counters[REJECTED_LAST] = 0
     explicit.keep_checkpoint(state)

@@ -123,7 +123,7 @@ def fixed_steps(order, n, begin=0.5, end=1.5):
     past = begin * ratio ** np.arange(-order, 1.0)
     for t, theta in zip(past, riccati_flow(past), strict=True):
         stiff._remember(sf, t, theta)
-    theta, new, inside, atol = sf.newest.copy(), np.empty(o.size), np.empty(o.size), np.zeros(o.size)
+    theta, new, inside, atol = sf.differences[0].copy(), np.empty(o.size), np.empty(o.size), np.zeros(o.size)
     at_steps, between, t = 0.0, 0.0, begin
     for _ in range(n):
         h = t * (ratio - 1)
@@ -163,7 +163,7 @@ def test_the_error_estimate_measures_the_error_of_a_step():
         new = np.empty(o.size)
         estimate = stiff.attempt(
             o.gradient_kernel, o.hvp_kernel, t, h, o.data, o.dims, o.work, counters, sf, order,
-            sf.newest, new, 0.0, 1e-9 * atol,
+            sf.differences[0], new, 0.0, 1e-9 * atol,
         )  # fmt: skip
         error = np.sqrt(np.mean(((new - riccati_flow([t + h])[0]) / (1e-9 * atol)) ** 2)) / stiff._SHARE
         assert 0.4 <= estimate / error <= 2.5, (order, estimate, error)
@@ -245,8 +245,8 @@ def test_the_forecast_is_a_step_of_the_error_that_is_allowed():
 
 def solve(o, theta, residual, shift, accuracy):
     sf, counters = stiff.new_stiff(o.size, 1e4), np.zeros(8, dtype=np.int64)
-    sf.guess[:], sf.slope[:], sf.residual[:] = theta, o.gradient(theta), residual + o.gradient(theta)
-    square = stiff._begin(sf.slope, sf.residual, sf.direction, sf.correction)
+    sf.guess[:], sf.slope[:] = theta, o.gradient(theta)
+    square = stiff._begin(-residual - sf.slope, sf.slope, sf.residual, sf.direction, sf.correction)
     good = stiff.correct(
         o.gradient_kernel, o.hvp_kernel, 0.0, o.data, o.dims, o.work, counters, sf, shift, accuracy, square
     )
