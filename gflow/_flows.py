@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gflow._memory import available_memory, refuse_if_too_large
 from gflow._run import Array, Watch, versions
@@ -23,6 +23,8 @@ _KINDS = np.array(piecewise.KINDS)
 _HISTORY_BLOCK = 4096
 _DENSE_BLOCK_BYTES = 2**25
 _NO_DENSE = np.empty((0, 2)), np.empty((0, 1, 1))
+# The end of most runs; ``Flow.said`` puts it into words, which take a twentieth of the time of a short one.
+_FINISHED = Status("finished", "")
 # So few numbers t within the time in which the state changes by its own size are too few for steps.
 _COARSE = 1e4
 
@@ -43,18 +45,13 @@ def begin(
 ) -> Flow:  # fmt: skip
     """A run at its start, or where ``before``, the state of a trajectory, has left it."""
     tableau = EXPLICIT[pair(method, rtol)]()
-    state = explicit.new_state(theta, 0.0, tableau)
-    if before is not None:
-        for name, array in state._asdict().items():
-            _take_over(array, before, name)
-    state.clock[explicit.REST] = rest
     located = events and hasattr(objective.model, "piecewise")
     kind: type[Flow]
     if clock == "loss":
         kind = PiecewiseLossClock if located else LossClock
     else:
         kind = PiecewiseFlow if located else Flow if method in EXPLICIT else StiffFlow
-    return kind(objective, method, tableau, state, times, rtol, atol, dense, before)
+    return kind(objective, method, tableau, theta, times, rtol, atol, dense, rest, before)
 
 
 def pair(method: str, rtol: float) -> str:
@@ -69,36 +66,49 @@ class Flow:
     clock_name = "t"
 
     def __init__(
-        self, objective: Objective, method: str, tableau: tableaus.Tableau, state: explicit.State,
-        times: Array, rtol: float, atol: float, dense: bool, before: dict[str, Array] | None = None,
+        self, objective: Objective, method: str, tableau: tableaus.Tableau, theta: Array, times: Array,
+        rtol: float, atol: float, dense: bool, rest: float, before: dict[str, Array] | None,
     ) -> None:  # fmt: skip
-        self.objective, self.tableau, self.state, self.times = objective, tableau, state, times
-        self.methods = [(state.clock.item(explicit.T), method)]
-        self.rtol, self.atol = rtol, np.empty(objective.size)
+        self.objective, self.tableau, self.times, size = objective, tableau, times, objective.size
+        self.numbers, self.counters = explicit.new_numbers(theta, 0.0, tableau)
+        self._state: explicit.State | None = None
+        if before is not None:
+            for name, array in self.state._asdict().items():
+                _take_over(array, before, name)
+        self.numbers[explicit.REST] = rest
+        self.methods = [(self.numbers.item(explicit.T), method)]
+        self.rtol, self.atol = rtol, np.empty(size)
         self.atol.fill(atol)
-        refuse_if_too_large("t", "states to be saved", len(times) * (objective.size + 1) * 8)
-        self.theta, self.dissipation = np.empty((len(times), objective.size)), np.empty(len(times))
+        rows = len(times)
+        refuse_if_too_large("t", "states to be saved", rows * (size + 1) * 8)
+        self.theta, self.dissipation = np.empty((rows, size)), np.empty(rows)
         self.cursor = np.zeros(3, dtype=np.int64)
-        self.history: list[Array] = []
+        self.history = [np.empty((_HISTORY_BLOCK, 3))]
         self.dense: list[tuple[Array, Array]] = []
         self.keep_dense = dense
-        self.over_kinks = hasattr(objective.model, "piecewise") and not isinstance(self, PiecewiseFlow)
         self.steps_before = 0 if before is None else self.steps
-        self.total = float(times[-1])
+        self.total = times.item(-1)
         self.limit: Limit | None = None
         self.seeker: Seeker | None = None
         # the limit with what is said of it, while times to save still lie before it
         self.seen: tuple[Array, Limit, Status] | None = None
-        self.first_budget = max(int(min(2e7 / (len(tableau.node) * objective.nanoseconds), 10_000.0)), 1)
-        self._new_history()
+        self.first_budget = max(int(min(2e7 / (tableau.node.size * objective.nanoseconds), 10_000.0)), 1)
         if dense:
             self._new_dense()
-        if before is not None and dense and state.clock[explicit.H_BEFORE] > 0:
-            self._store_dense()
+            if before is not None and self.numbers[explicit.H_BEFORE] > 0:
+                self._store_dense()
+
+    @property
+    def state(self) -> explicit.State:
+        """The arrays of the state, which compiled code makes by itself."""
+        if self._state is None:
+            of = explicit.state_of.py_func
+            self._state = of(self.numbers, self.counters, self.tableau, self.objective.size)
+        return self._state
 
     @property
     def steps(self) -> int:
-        counters = self.state.counters
+        counters = self.counters
         return counters.item(explicit.ACCEPTED) + counters.item(explicit.REJECTED)
 
     @property
@@ -107,7 +117,7 @@ class Flow:
 
     @property
     def t(self) -> float:
-        return self.state.clock.item(explicit.T)
+        return self.numbers.item(explicit.T)
 
     @property
     def now(self) -> Array:
@@ -116,7 +126,7 @@ class Flow:
     @property
     def advanced(self) -> int:
         """A count that grows when there is a new state to show to ``stop``."""
-        return self.state.counters.item(explicit.ACCEPTED)
+        return self.counters.item(explicit.ACCEPTED)
 
     @property
     def done(self) -> float:
@@ -128,7 +138,7 @@ class Flow:
         return self.t <= self.total
 
     def note(self) -> str:
-        return f"{self.clock_name} = {self.t:.4g}, {self.steps} steps, h = {self.state.clock[explicit.H]:.2g}"
+        return f"{self.clock_name} = {self.t:.4g}, {self.steps} steps, h = {self.numbers[explicit.H]:.2g}"
 
     def _new_history(self) -> None:
         self.history.append(np.empty((_HISTORY_BLOCK * min(2 ** len(self.history), 64), 3)))
@@ -157,7 +167,9 @@ class Flow:
 
     def advance(self, budget: int, max_steps: int) -> Status | None:
         """Go on for at most ``budget`` steps; the outcome, or None if there is more to do."""
-        code = self._advance(self.output(), budget, self.steps_before + max_steps)
+        code = self._advance(budget, self.steps_before + max_steps)
+        if code == explicit.FINISHED and self.seen is None:
+            return _FINISHED
         if code == explicit.BLOCK_FULL:
             if self.cursor[explicit.HISTORY] == len(self.history[-1]):
                 self._new_history()
@@ -208,34 +220,40 @@ class Flow:
     def _new_seeker(self) -> Seeker:
         return Seeker(self.objective, self.rtol)
 
-    def output(self) -> explicit.Output:
-        """Where the compiled loop writes."""
+    def _written(self) -> tuple[Array, ...]:
+        """Where the compiled loop writes: the arrays of ``explicit.Output``."""
         times = self.times if self.seen is None else self.times[:-1]
         dense = self.dense[-1] if self.keep_dense else _NO_DENSE
-        return explicit.Output(self.cursor, times, self.theta, self.dissipation, self.history[-1], *dense)
+        return (self.cursor, times, self.theta, self.dissipation, self.history[-1], *dense)
 
-    def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
-        return self._compiled(output, budget, max_steps)
+    def output(self) -> explicit.Output:
+        return explicit.Output(*self._written())
 
-    def _compiled(self, output: explicit.Output, budget: int, max_steps: int) -> int:
-        o = self.objective
-        return abi.call(
-            explicit.advance, o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, output,
-            self.rtol, self.atol, budget, max_steps,
-        )  # fmt: skip
+    def _advance(self, budget: int, max_steps: int) -> int:
+        return self._compiled(budget, max_steps)
+
+    def _compiled(self, budget: int, max_steps: int) -> int:
+        o, rest = self.objective, (self.rtol, self.atol, budget, max_steps)
+        field = o.gradient_kernel, o.data, o.dims, o.work, self.tableau
+        loop = abi.pointer(explicit.advance, lambda: (*field, self.state, self.output(), *rest))
+        return abi.call(explicit.run, loop, *field, self.numbers, self.counters, *self._written(), *rest)
+
+    def said(self, outcome: Status) -> Status:
+        """How the run ended, in words."""
+        if outcome is not _FINISHED:
+            return outcome
+        return Status("finished", f"Reached {self.clock_name} = {self.total:g} in {self.steps} steps.")
 
     def _outcome(self, code: int, max_steps: int) -> Status:
-        if code == explicit.FINISHED:
-            return Status("finished", f"Reached {self.clock_name} = {self.total:g} in {self.steps} steps.")
         if code == explicit.MAX_STEPS:
-            h = self.state.clock[explicit.H]
+            h = self.numbers[explicit.H]
             advice = (
                 f" The last step size was {h:.2g}: go on with start=, raise max_steps, or loosen rtol "
                 "if the solution has long settled."
             )
             return Status("max_steps", self.stopped_at(f"max_steps = {max_steps} was reached") + advice)
         if code == explicit.AT_REST:
-            part = self.state.clock[explicit.REST]
+            part = self.numbers[explicit.REST]
             return Status("at_rest", self.stopped_at(f"the speed has fallen to {part:g} of its largest"))
         if code == explicit.NON_FINITE:
             advice = " Check that the loss and its gradient are finite there; the last finite state is kept."
@@ -245,7 +263,7 @@ class Flow:
                 "step_too_small", self.stopped_at("later times are beyond the range of double precision")
             )
         size, speed = float(np.linalg.norm(self.now)), math.sqrt(self.state.slopes[0])
-        spacing = float(np.spacing(self.state.clock[explicit.T]))
+        spacing = float(np.spacing(self.numbers[explicit.T]))
         if size < _COARSE * spacing * speed:
             advice = (
                 f" The state changes by its own size within {size / speed:.2g}, and double precision numbers near this "
@@ -261,7 +279,7 @@ class Flow:
     @property
     def _endless(self) -> bool:
         """Whether the next step would end beyond the range of double precision."""
-        return math.isinf(self.state.clock.item(explicit.T) + self.state.clock.item(explicit.H))
+        return math.isinf(self.numbers.item(explicit.T) + self.numbers.item(explicit.H))
 
     def stopped_at(self, why: str) -> str:
         return (
@@ -270,21 +288,22 @@ class Flow:
 
     def reached(self) -> tuple[Array, Array, Array]:
         """Times, states and dissipation that were saved, and the last state where the end was not reached."""
-        n, clock = self.saved, self.state.clock
+        n = self.saved
         if n == len(self.times):
             return self.times, self.theta, self.dissipation
         t, theta, dissipation = self.times[:n], self.theta[:n], self.dissipation[:n]
         if n == 0 or self.t > t[-1]:
             t, theta = np.append(t, self.t), np.vstack([theta, self.now])
-            dissipation = np.append(dissipation, clock[explicit.DISSIPATION])
+            dissipation = np.append(dissipation, self.numbers[explicit.DISSIPATION])
         return t, theta, dissipation
 
     def result(self, outcome: Status, watch: Watch) -> dict[str, Any]:
         """The fields of the trajectory as far as it has come."""
+        outcome = self.said(outcome)
         t, theta, dissipation = self.reached()
-        counters = self.state.counters.tolist()
-        if self.over_kinks:
-            outcome = replace(outcome, message=f"{outcome.message} Kinks were not located (events=False).")
+        counters, state = self.counters.tolist(), self.state
+        if hasattr(self.objective.model, "piecewise") and not isinstance(self, PiecewiseFlow):
+            outcome = outcome._replace(message=f"{outcome.message} Kinks were not located (events=False).")
         history = self.history[-1][: self.cursor[explicit.HISTORY]]
         if len(self.history) > 1:
             history = np.concatenate([*self.history[:-1], history])
@@ -295,7 +314,7 @@ class Flow:
             kept = [*self.dense[:-1], (times[:k], coefficients[:k])]
             dense = np.concatenate([a for a, _ in kept]), np.concatenate([b for _, b in kept])
         k = counters[explicit.CHECKPOINTS]
-        checkpoints = self.state.checkpoint_times[:k], self.state.checkpoints[:k]
+        checkpoints = state.checkpoint_times[:k], state.checkpoints[:k]
         counts = {
             "accepted": counters[explicit.ACCEPTED],
             "rejected": counters[explicit.REJECTED],
@@ -305,7 +324,7 @@ class Flow:
             "t": t, "theta": theta, "outcome": outcome, "dissipation": dissipation,
             "observed": watch.arrays(len(t)), "counts": counts,
             "history": history, "takeovers": self.methods,
-            "limit": self.limit, "dense": dense, "checkpoints": checkpoints, "state": self.state._asdict(),
+            "limit": self.limit, "dense": dense, "checkpoints": checkpoints, "state": state._asdict(),
             "versions": versions(),
         }  # fmt: skip
 
@@ -314,65 +333,83 @@ class StiffFlow(Flow):
     """An integration that may take implicit steps."""
 
     def __init__(
-        self, objective: Objective, method: str, tableau: tableaus.Tableau, state: explicit.State,
-        times: Array, rtol: float, *more: Any,
+        self, objective: Objective, method: str, tableau: tableaus.Tableau, theta: Array, times: Array, rtol: float,
+        *more: Any,
     ) -> None:  # fmt: skip
         self.kind = stiff.AUTO if method == "auto" else stiff.BDF
         self.pair = pair(method, rtol)
-        self.stiff = (
-            stiff.new_stiff(objective.size, objective.nanoseconds) if self.kind == stiff.BDF else None
+        self._arrays: tuple[Array, NDArray[np.int64]] | None = (
+            None  # of the implicit method, once it may be taken
         )
+        self._stiff: stiff.Stiff | None = None
         before = more[-1]
-        if before is not None and "stiff_numbers" in before:
-            self.stiff = stiff.new_stiff(objective.size, objective.nanoseconds)
+        resumed = before is not None and "stiff_numbers" in before
+        if resumed or self.kind == stiff.BDF:
+            self._arrays = stiff.new_numbers(objective.size, objective.nanoseconds)
+        if resumed:
             for name in stiff.KEPT:
-                _take_over(getattr(self.stiff, name), before, f"stiff_{name}")
+                _take_over(getattr(self.stiff_of(objective.size), name), before, f"stiff_{name}")
         if self.kind == stiff.BDF:
-            objective.hvp(state.theta, state.theta)  # what is wrong with it shows here
-        super().__init__(objective, self._name, tableau, state, times, rtol, *more)
+            objective.hvp(theta, theta)  # what is wrong with it shows here
+        super().__init__(objective, self._name, tableau, theta, times, rtol, *more)
 
-    @property
-    def _implicit(self) -> bool:
-        return self.stiff is not None and bool(self.stiff.numbers[stiff.IMPLICIT])
+    def stiff_of(self, size: int) -> stiff.Stiff:
+        """The arrays of the implicit method, which compiled code makes by itself."""
+        assert self._arrays is not None
+        if self._stiff is None:
+            self._stiff = stiff.stiff_of.py_func(*self._arrays, size)
+        return self._stiff
+
+    def _count(self, place: int) -> int:
+        """A number of the implicit method, 0 before it may be taken."""
+        return 0 if self._arrays is None else self._arrays[1].item(place)
 
     @property
     def _name(self) -> str:
-        return "bdf" if self._implicit else self.pair
+        return "bdf" if self._count(stiff.IMPLICIT) else self.pair
 
     @property
     def _degree(self) -> int:
         return max(super()._degree, stiff.DENSE_DEGREE)
 
     def _store_dense(self) -> None:
-        if self.stiff is not None and self.stiff.numbers[stiff.LAST_IMPLICIT]:
-            stiff.store_dense(self.state, self.stiff, self.output())
+        if self._count(stiff.LAST_IMPLICIT):
+            stiff.store_dense(self.state, self.stiff_of(self.objective.size), self.output())
         else:
             super()._store_dense()
 
-    def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
+    def _advance(self, budget: int, max_steps: int) -> int:
         o = self.objective
-        if self.stiff is None:  # few steps must not pay for what they do not need
+        if self._arrays is None:  # few steps must not pay for what they do not need
             wait = stiff.first_look(o.nanoseconds) - self.steps
             if wait > 0:
-                return super()._advance(output, min(budget, wait), max_steps)
-            self.stiff = stiff.new_stiff(o.size, o.nanoseconds)
-        code: int = abi.call(
-            stiff.advance, o.gradient_kernel, o.hvp_kernel, o.data, o.dims, o.work, self.tableau, self.state, self.stiff,
-            output, self.kind, self.rtol, self.atol, max(self.first_budget // 16, 16), budget, max_steps,
-        )  # fmt: skip
-        numbers = self.stiff.numbers
-        for t in self.stiff.switches[: numbers[stiff.SWITCHES]].tolist():
-            self.methods.append((t, self.pair if self.methods[-1][1] == "bdf" else "bdf"))
-        numbers[stiff.SWITCHES] = 0
+                code = self._compiled(min(budget, wait), max_steps)
+                if code != explicit.PAUSED or budget <= wait:
+                    return code
+                budget -= wait
+            self._arrays = stiff.new_numbers(o.size, o.nanoseconds)
+        field = o.gradient_kernel, o.hvp_kernel, o.data, o.dims, o.work, self.tableau
+        rest = self.kind, self.rtol, self.atol, max(self.first_budget // 16, 16), budget, max_steps
+        loop = abi.pointer(
+            stiff.advance, lambda: (*field, self.state, self.stiff_of(o.size), self.output(), *rest)
+        )
+        code = abi.call(
+            stiff.run, loop, *field, self.numbers, self.counters, *self._arrays, *self._written(), *rest
+        )
+        if self._count(stiff.SWITCHES):
+            times = self.stiff_of(o.size).switches[: self._count(stiff.SWITCHES)]
+            for t in times.tolist():
+                self.methods.append((t, self.pair if self.methods[-1][1] == "bdf" else "bdf"))
+            self._arrays[1][stiff.SWITCHES] = 0
         return code
 
     def result(self, outcome: Status, watch: Watch) -> dict[str, Any]:
         """The fields of the trajectory as far as it has come, with what it takes to go on with its method."""
         made = super().result(outcome, watch)
-        made["counts"]["products"] = 0
-        if self.stiff is not None:
-            made["state"].update({f"stiff_{name}": getattr(self.stiff, name) for name in stiff.KEPT})
-            made["counts"]["products"] = int(self.stiff.numbers[stiff.PRODUCTS])
+        made["counts"]["products"] = self._count(stiff.PRODUCTS)
+        if self._arrays is not None:
+            kept = self.stiff_of(self.objective.size)
+            made["state"].update({f"stiff_{name}": getattr(kept, name) for name in stiff.KEPT})
         return made
 
 
@@ -407,16 +444,16 @@ class PiecewiseFlow(Flow):
     def _new_seeker(self) -> Seeker:
         return Seeker(self.objective, self.rtol, of_piecewise(self.objective, self.pattern))
 
-    def _compiled(self, output: explicit.Output, budget: int, max_steps: int) -> int:
+    def _compiled(self, budget: int, max_steps: int) -> int:
         o = self.objective
         return abi.call(
-            piecewise.advance, o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, output, self.pattern,
-            self.rtol, self.atol, budget, max_steps,
+            piecewise.advance, o.gradient_kernel, o.data, o.dims, o.work, self.tableau, self.state, self.output(),
+            self.pattern, self.rtol, self.atol, budget, max_steps,
         )  # fmt: skip
 
-    def _advance(self, output: explicit.Output, budget: int, max_steps: int) -> int:
+    def _advance(self, budget: int, max_steps: int) -> int:
         if not self.at_zero:
-            code = self._compiled(output, budget, max_steps)
+            code = self._compiled(budget, max_steps)
             numbers = self.pattern.numbers
             self.table.append(self.pattern.table[: numbers[piecewise.EVENTS]].copy())
             numbers[piecewise.EVENTS] = 0
@@ -425,7 +462,7 @@ class PiecewiseFlow(Flow):
             self.at_zero = True
             self.state.counters[explicit.FRESH] = explicit.MOVED  # the step has been cut
         # up to there the flow is known, and times within the last step are still to be saved
-        saved = self._compiled(output, 0, max_steps)
+        saved = self._compiled(0, max_steps)
         return explicit.FINISHED if saved == explicit.FINISHED else piecewise.AT_ZERO
 
     def _outcome(self, code: int, max_steps: int) -> Status:
@@ -461,7 +498,8 @@ class PiecewiseFlow(Flow):
                 f'not unique: at {branches} events (kind "not_unique") the flow could have gone on in '
                 "another way; what follows is one of its solutions."
             )
-            outcome = replace(outcome, warnings=(*outcome.warnings, note))
+            outcome = self.said(outcome)
+            outcome = outcome._replace(warnings=(*outcome.warnings, note))
         made = super().result(outcome, watch)
         made["state"].update({name: getattr(self.pattern, name) for name in _PATTERN}, pending=pending)
         made["state"]["at_zero"] = np.array(self.at_zero)
@@ -474,33 +512,36 @@ class LossClock(Flow):
     clock_name = "log(1/L)"
 
     def __init__(
-        self, objective: Objective, method: str, tableau: tableaus.Tableau, state: explicit.State,
-        times: Array, rtol: float, atol: float, dense: bool, before: dict[str, Array] | None = None,
-    ) -> None:  # fmt: skip
-        level = -objective.loss(state.theta)
+        self,
+        objective: Objective,
+        method: str,
+        tableau: tableaus.Tableau,
+        theta: Array,
+        times: Array,
+        *more: Any,
+    ) -> None:
+        before = more[-1]
+        level = -objective.loss(theta) if before is None else np.nan
         self.clock = lossclock.new_clock(times, level, tableau.interpolant.shape[1])
         if before is not None:
             self.clock.numbers[:] = before["loss_clock"]
         self.never = np.empty(len(times) + 1)
         self.never.fill(np.nan)  # s may grow beyond all numbers
-        super().__init__(objective, method, tableau, state, times, rtol, atol, dense, before)
+        super().__init__(objective, method, tableau, theta, times, *more)
 
     @property
     def t(self) -> float:
-        return float(self.clock.numbers[lossclock.LEVEL])
+        return self.clock.numbers.item(lossclock.LEVEL)
 
-    def output(self) -> explicit.Output:
-        return super().output()._replace(times=self.never)
+    def _written(self) -> tuple[Array, ...]:
+        cursor, _, *rest = super()._written()
+        return (cursor, self.never, *rest)
 
-    def _compiled(self, output: explicit.Output, budget: int, max_steps: int) -> int:
-        o = self.objective
-        common = (
-            o.gradient_kernel, o.loss_kernel, o.data, o.dims, o.work, self.tableau, self.state, output, self.clock
-        )  # fmt: skip
-        rest = self.rtol, self.atol, budget, max_steps
-        if isinstance(self, PiecewiseFlow):
-            return abi.call(lossclock.advance_piecewise, *common, self.pattern, *rest)
-        return abi.call(lossclock.advance, *common, *rest)
+    def _compiled(self, budget: int, max_steps: int) -> int:
+        o, rest = self.objective, (self.clock, self.rtol, self.atol, budget, max_steps)
+        field = o.gradient_kernel, o.loss_kernel, o.data, o.dims, o.work, self.tableau
+        loop = abi.pointer(lossclock.advance, lambda: (*field, self.state, self.output(), *rest))
+        return abi.call(lossclock.run, loop, *field, self.numbers, self.counters, *self._written(), *rest)
 
     def _outcome(self, code: int, max_steps: int) -> Status:
         endless = code == explicit.STEP_TOO_SMALL and self._endless
@@ -520,18 +561,26 @@ class LossClock(Flow):
         nothing of its beginning, where the curvature is negative.
         """
         note = 'Sensitivity is not measured with clock="loss".'
+        outcome = self.said(outcome)
         outcome = Status(outcome.code, f"{outcome.message} {note}", outcome.warnings)
         made, clock, n = super().result(outcome, watch), self.clock, self.saved
         log_time, s = clock.log_times[:n], clock.s[:n]
         if len(made["t"]) > n:
             log_time = np.append(log_time, clock.numbers[lossclock.LOG_TIME])
-            s = np.append(s, clock.numbers[lossclock.BASE] + self.state.clock[explicit.T])
+            s = np.append(s, clock.numbers[lossclock.BASE] + self.numbers[explicit.T])
         made["state"]["loss_clock"] = clock.numbers
         return {**made, "log_time": log_time, "s": s, "checkpoints": None}
 
 
 class PiecewiseLossClock(LossClock, PiecewiseFlow):
     """The same with the kinks of a ReLU network located."""
+
+    def _compiled(self, budget: int, max_steps: int) -> int:
+        o = self.objective
+        return abi.call(
+            lossclock.advance_piecewise, o.gradient_kernel, o.loss_kernel, o.data, o.dims, o.work, self.tableau, self.state,
+            self.output(), self.clock, self.pattern, self.rtol, self.atol, budget, max_steps,
+        )  # fmt: skip
 
 
 def _limit_status(limit: Limit, steps: int) -> Status:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import exp, isfinite, isinf, log
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ from gflow.problem import Problem
 from gflow.trajectory import Trajectory
 
 _MANY_PAIRS = 2000
+# Up to so many numbers Python looks at them faster than it calls numpy.
+_FEW_TIMES = 64
 _UNLESS = "unless the depth is 2 and the loss the square loss"
 
 
@@ -169,7 +173,7 @@ def flow(
         potential = Objective(chart, problem)
     if start is None:
         if atol is None:
-            atol = 0.1 * rtol if chart is not None else default_atols(objective, theta[None], rtol).item(0)
+            atol = 0.1 * rtol if chart is not None else _default_atol(objective, theta, rtol)
         method = chosen_method(potential, method, rtol, events, clock)
     atol = positive("atol", atol)
     if events and hasattr(model, "piecewise") and not model.piecewise:
@@ -194,7 +198,7 @@ def flow(
     run = begin(potential, method, first, times, rtol, atol, events, dense, part, before, clock)
     if chart is not None:
         run.rtol = sys.float_info.epsilon  # logarithms have no scale but one
-    watch = Watch(objective, observers, stop, run.now, chart)
+    watch = Watch(objective, observers, stop, run.now if observers else first, chart)
     spec = {
         "model": model, "problem": problem, "theta0": theta, "t": times, "method": method, "rtol": rtol,
         "atol": atol, "clock": clock, "coords": coords, "observe": observe, "stop": stop, "rest": rest, "events": events, "dense": dense,
@@ -203,12 +207,15 @@ def flow(
     outcome = drive(run, watch, max_steps, progress)
     if chart is not None and outcome.code == "max_steps":
         crawl = " With coords='log' steps are short where weights of very different sizes start; coords='plain' may be faster."
-        outcome = replace(outcome, message=outcome.message + crawl)
-    made = run.result(outcome, watch)
+        outcome = outcome._replace(message=outcome.message + crawl)
     if chart is not None:
+        made = run.result(outcome, watch)
         made |= {"theta": chart.theta(made["theta"]), "coordinates": made["theta"]}
         made["dissipation"] = made["dissipation"] if potential.has("loss") else None
-    return Trajectory.of({**made, "recorded_spec": spec, "solve": flow})
+        return Trajectory.of({**made, "recorded_spec": spec, "solve": flow})
+    saved, states, _ = run.reached()
+    fields = {"t": saved, "theta": states, "recorded_spec": spec, "solve": flow}
+    return Trajectory.of(fields, partial(run.result, outcome, watch))
 
 
 def _check_settings(
@@ -295,6 +302,10 @@ def check_times(t: ArrayLike, origin: float, start: Trajectory | None, clock: st
             where = f"log(1/L) = {origin:.17g} of the start" if clock == "loss" else f"the start, {origin:g}"
             raise ValueError(f"t must be above {where}; got {end:g}")
         return np.array([origin, end])
+    if type(t) is np.ndarray and t.dtype == np.float64 and t.ndim == 1 and 0 < t.size <= _FEW_TIMES:
+        numbers = t.tolist()  # a quick look at whether all is well; what is not is told below
+        if origin <= numbers[0] and numbers[-1] < np.inf and all(map(operator.lt, numbers, numbers[1:])):
+            return t.copy()
     try:
         times = finite_array("t", t, ("T",))
     except ValueError:
@@ -373,6 +384,10 @@ def _check_escape(log_time: float, log_pace: float, end: float) -> None:
         "{}, while double precision numbers of that size lie {} apart.  Take a larger start (or a smaller depth); "
         "gflow.theory.saddles and gflow.theory.bias say where it goes; got {:g}".format(*number, end)
     )
+
+
+def _default_atol(objective: Objective, theta: Array, rtol: float) -> float:
+    return abi.call(ensembles.default_atol, theta, objective.blocks, rtol, sys.float_info.min)
 
 
 def default_atols(objective: Objective, thetas: Array, rtol: float) -> Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -269,7 +268,7 @@ class StochasticPath(Stepped):
             "of the drift's shortest time (bounds; above 2 the scheme may oscillate), while it holds the outputs "
             f"fixed over a step; take a dt below {self.dt * _COARSE / max(moved, stiff):.2g}, or a smaller step_size."
         )
-        return replace(outcome, warnings=(*outcome.warnings, note))
+        return outcome._replace(warnings=(*outcome.warnings, note))
 
     def stopped_at(self, why: str) -> str:
         return stopped_at(self.steps, int(self.total), why)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +23,7 @@ _UNSTABLE = 1e-3
 _LOST = 100.0
 
 
-@dataclass(frozen=True)
-class Status:
+class Status(NamedTuple):
     """Why a run ended, as a word and as sentences.
 
     Attributes
@@ -139,6 +138,10 @@ class ErrorEstimate(NamedTuple):
     log_time: Array | None = None
 
 
+def _nothing() -> None:
+    """A default that, unlike None itself, leaves no attribute on the class, see ``Trajectory.__getattr__``."""
+
+
 @dataclass(frozen=True, eq=False)
 class Trajectory:
     """States of a network along gradient flow or gradient descent.
@@ -179,32 +182,50 @@ class Trajectory:
     theta: Array
     outcome: Status
     counts: dict[str, int]
-    history: Array | None = field(default=None, repr=False)
-    takeovers: list[tuple[float, str]] | None = field(default=None, repr=False)
-    events: Events | None = field(default=None, repr=False)
-    limit: Limit | None = field(default=None, repr=False)
+    history: Array | None = field(default_factory=_nothing, repr=False)
+    takeovers: list[tuple[float, str]] | None = field(default_factory=_nothing, repr=False)
+    events: Events | None = field(default_factory=_nothing, repr=False)
+    limit: Limit | None = field(default_factory=_nothing, repr=False)
     observed: dict[str, Array] = field(default_factory=dict, repr=False)
-    dissipation: Array | None = field(default=None, repr=False)
-    log_time: Array | None = field(default=None, repr=False)
-    s: Array | None = field(default=None, repr=False)
-    coordinates: Array | None = field(default=None, repr=False)
-    dense: tuple[Array, Array] | None = field(default=None, repr=False)
-    checkpoints: tuple[Array, Array] | None = field(default=None, repr=False)
+    dissipation: Array | None = field(default_factory=_nothing, repr=False)
+    log_time: Array | None = field(default_factory=_nothing, repr=False)
+    s: Array | None = field(default_factory=_nothing, repr=False)
+    coordinates: Array | None = field(default_factory=_nothing, repr=False)
+    dense: tuple[Array, Array] | None = field(default_factory=_nothing, repr=False)
+    checkpoints: tuple[Array, Array] | None = field(default_factory=_nothing, repr=False)
     state: dict[str, Array] = field(default_factory=dict, repr=False)
     versions: dict[str, str] = field(default_factory=dict, repr=False)
-    recorded_spec: Any = field(default=None, repr=False)
-    recorded_loss: Array | None = field(default=None, repr=False)
-    solve: Callable[..., Trajectory] | None = field(default=None, repr=False)
+    recorded_spec: Any = field(default_factory=_nothing, repr=False)
+    recorded_loss: Array | None = field(default_factory=_nothing, repr=False)
+    solve: Callable[..., Trajectory] | None = field(default_factory=_nothing, repr=False)
 
     @classmethod
-    def of(cls, fields: dict[str, Any]) -> Trajectory:
-        """What the constructor makes of the same fields, which would set one after the other past the guard of a frozen class.
+    def of(cls, fields: dict[str, Any], later: Callable[[], dict[str, Any]] | None = None) -> Trajectory:
+        """What the constructor makes of the same fields, but for those that ``later`` gives when one of them is asked for.
 
-        That takes a tenth of the time of a short run.
+        To collect all that may be asked of it takes longer than a short run does.
         """
         made = object.__new__(cls)
         made.__dict__.update(fields)
+        made.__dict__["_later"] = later or dict
         return made
+
+    def __getattr__(self, name: str) -> Any:
+        """A field that is not there yet: fill in all of them."""
+        own = self.__dict__
+        if name in self.__dataclass_fields__ and "_later" in own:
+            came = own["_later"]()
+            for field_ in fields(self):
+                if field_.name not in own:
+                    made = came[field_.name] if field_.name in came else field_.default_factory()  # type: ignore[misc]
+                    own.setdefault(field_.name, made)
+            return own[name]
+        raise AttributeError(f"a Trajectory has no attribute {name!r}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        for field_ in fields(self):
+            getattr(self, field_.name)
+        return {name: value for name, value in self.__dict__.items() if name != "_later"}
 
     def __repr__(self) -> str:
         name = "t" if self.log_time is None else "log(1/L)"
@@ -344,13 +365,13 @@ class Trajectory:
             return outcome
         if self.checkpoints[1].shape[1] > SENSITIVITY_SIZE:
             said = f"Sensitivity not measured (P > {SENSITIVITY_SIZE}): call sensitivity()."
-            return replace(outcome, message=f"{outcome.message} {said}")
+            return outcome._replace(message=f"{outcome.message} {said}")
         growth, amplification = self._growth
         if np.isnan(amplification):
             said = (
                 "Sensitivity not measured: the states or the Hessian on the way are beyond double precision."
             )
-            return replace(outcome, message=f"{outcome.message} {said}")
+            return outcome._replace(message=f"{outcome.message} {said}")
         amplified = (self.spec["rtol"] + np.finfo(float).eps) * amplification
         if amplified <= _UNSTABLE:
             return outcome
@@ -359,7 +380,7 @@ class Trajectory:
             f"{_exp_text(growth)}-fold, and errors of the size of rtol to {amplified:.1g} of the state; "
             "rounding may have decided where it went. Compare with error_estimate()."
         )
-        return replace(outcome, warnings=(*outcome.warnings, warning))
+        return outcome._replace(warnings=(*outcome.warnings, warning))
 
     @property
     def _outcome_and_drift(self) -> Status:
@@ -380,11 +401,11 @@ class Trajectory:
             f"conserved quantities lost: what the exact flow keeps has changed by {drift:.1g} of the largest term in it. A "
             "parameter that fell below atol may have changed its sign. Compare with error_estimate()."
         )
-        return replace(self.outcome, warnings=(*self.outcome.warnings, warning))
+        return self.outcome._replace(warnings=(*self.outcome.warnings, warning))
 
     def _unmeasured(self, why: str) -> Status:
-        return replace(
-            self.outcome, message=f"{self.outcome.message} Conserved quantities not measured: {why}."
+        return self.outcome._replace(
+            message=f"{self.outcome.message} Conserved quantities not measured: {why}."
         )
 
     def _drift_at_the_end(self) -> float | None:

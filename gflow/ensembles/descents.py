@@ -116,7 +116,7 @@ class DescentWorker:
         self.what = all_runs.objective.gradient_kernel, data, dims, work.copy(), state, options.rule, batches
         saved = all_runs.runs.theta[0]
         single = (*self.what, all_runs.sizes[0], saved, 0, all_runs.every, all_runs.n_steps, 1)
-        self.loop = abi.pointer(descent.advance, single)
+        self.loop = abi.pointer(descent.advance, lambda: single)
         self.place, self.end, self.steps = np.zeros(2, dtype=np.int64), 0, 0
 
     def begin(self, first: int, end: int) -> None:

@@ -212,7 +212,7 @@ class FlowWorker(CompiledWorker):
         )  # fmt: skip
         self.solver = self.tableau, self.state, self.output
         single = (*self.field, *self.solver, all_runs.rtol, self.atol, 1, 1)
-        self.loop = abi.pointer(explicit.advance, single)
+        self.loop = abi.pointer(explicit.advance, lambda: single)
         self.place, self.end = np.zeros(2, dtype=np.int64), 0
 
     def begin(self, first: int, end: int) -> None:

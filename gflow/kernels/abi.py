@@ -13,6 +13,7 @@ physics.  ``kernel`` therefore binds the cache to the sources of all kernels.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -145,16 +146,16 @@ def as_kernel(function: Any, kind: str) -> Kernel:
 _POINTERS: dict[Any, Kernel] = {}
 
 
-def pointer(dispatcher: Any, arguments: tuple[Any, ...]) -> Kernel:
-    """A compiled loop that returns a code, as a first-class function for arguments of these types.
+def pointer(dispatcher: Any, arguments: Callable[[], tuple[Any, ...]]) -> Kernel:
+    """A compiled loop that returns a code, as a first-class function for arguments of the types of these.
 
-    The types are those of the first call, which takes a third of a millisecond to find them out: they are
-    the same for all models.  A compiled caller checks them.
+    They are asked for once: the types are the same for all models.  A compiled caller checks them.
     """
-    if dispatcher not in _POINTERS:
-        signature = types.int64(*(numba.typeof(a) for a in arguments))
-        _POINTERS[dispatcher] = Kernel(dispatcher, signature)
-    return _POINTERS[dispatcher]
+    made = _POINTERS.get(dispatcher)
+    if made is None:
+        signature = types.int64(*(numba.typeof(a) for a in arguments()))
+        made = _POINTERS[dispatcher] = Kernel(dispatcher, signature)
+    return made
 
 
 _ENTRIES: dict[Any, Any] = {}

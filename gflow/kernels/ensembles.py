@@ -154,21 +154,27 @@ def descents(
 
 
 @kernel
-def default_atols(thetas, blocks, rtol, least, out):
-    """rtol * 1e-3 * the smallest non-zero root mean square over the blocks of each row, and at least ``least``.
+def default_atol(theta, blocks, rtol, least):
+    """rtol * 1e-3 * the smallest non-zero root mean square over the blocks, and at least ``least``.
 
     A row of ``blocks`` is the start, stop and step of a slice.
     """
-    for r in range(thetas.shape[0]):
-        smallest = np.inf
-        for b in range(blocks.shape[0]):
-            start, stop, step = blocks[b, 0], blocks[b, 1], blocks[b, 2]
-            largest, square, count = 0.0, 0.0, 0
+    smallest = np.inf
+    for b in range(blocks.shape[0]):
+        start, stop, step = blocks[b, 0], blocks[b, 1], blocks[b, 2]
+        largest, square, count = 0.0, 0.0, 0
+        for q in range(start, stop, step):
+            largest = max(largest, abs(theta[q]))
+        if largest > 0.0:
             for q in range(start, stop, step):
-                largest = max(largest, abs(thetas[r, q]))
-            if largest > 0.0:
-                for q in range(start, stop, step):
-                    square += (thetas[r, q] / largest) ** 2  # the squares themselves may underflow
-                    count += 1
-                smallest = min(smallest, largest * np.sqrt(square / count))
-        out[r] = max(rtol * 1e-3 * (smallest if smallest < np.inf else 1.0), least)
+                square += (theta[q] / largest) ** 2  # the squares themselves may underflow
+                count += 1
+            smallest = min(smallest, largest * np.sqrt(square / count))
+    return max(rtol * 1e-3 * (smallest if smallest < np.inf else 1.0), least)
+
+
+@kernel
+def default_atols(thetas, blocks, rtol, least, out):
+    """That of each row of ``thetas``."""
+    for r in range(thetas.shape[0]):
+        out[r] = default_atol(thetas[r], blocks, rtol, least)

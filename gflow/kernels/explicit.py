@@ -64,7 +64,6 @@ class State(NamedTuple):
     gradient: Floats  # (P,) scratch
     stages: Floats  # (S + E, P): -grad L
     slopes: Floats  # (S + E,): |grad L|^2
-    every: Ints  # (1, S + E): 0, 1, 2, ...
     weights: Floats  # (1, S + E): weights of the interpolant
     checkpoint_times: Floats  # (C,)
     checkpoints: Floats  # (C, P): some of the accepted states, see keep_checkpoint
@@ -84,18 +83,52 @@ class Output(NamedTuple):
     dense: Floats  # (D, 1 + degree, P): parameters at its start, coefficients of the interpolant
 
 
+# Where the vectors of a state begin in its numbers, and what lies between two of them: at sizes that are multiples of the
+# cache's, they would fall into each other's lines.
+_FIRST, _GAP = 16, 8
+
+
+def new_numbers(theta0: Floats, t0: float, tableau: Tableau) -> tuple[Floats, Ints]:
+    """The numbers and counters of the state in which an integration starts: one array each, see ``state_of``."""
+    size, stages, rows = theta0.size, tableau.node.size, tableau.sizes.item(0)
+    kept = min(max(2**22 // size, 8), _MOST_CHECKPOINTS)
+    vectors = 4 * (size + _GAP) + (stages + rows + kept) * size
+    numbers = np.zeros(_FIRST + vectors + 2 * stages + rows + kept)
+    numbers[T] = numbers[T_BEFORE] = t0
+    numbers[ERROR_BEFORE] = 1.0
+    numbers[_FIRST : _FIRST + size] = theta0
+    return numbers, np.zeros(9, dtype=np.int64)
+
+
+@kernel
+def state_of(numbers, counters, tableau, size):
+    """The state whose arrays stand one after the other in ``numbers``; for Python its ``py_func``.
+
+    To make fourteen arrays takes Python longer than a short run takes.
+    """
+    stages, rows = tableau.node.size, tableau.sizes[0]
+    kept = min(max(2**22 // size, 8), _MOST_CHECKPOINTS)
+    a = _FIRST
+    b = a + size + _GAP
+    c = b + size + _GAP
+    d = c + size + _GAP
+    e = d + size + _GAP
+    f = e + stages * size
+    g = f + rows * size
+    h = g + kept * size
+    i = h + stages
+    j = i + stages
+    k = j + kept
+    return State(
+        numbers[:10], counters, numbers[a : a + size], numbers[b : b + size], numbers[c : c + size], numbers[d : d + size],
+        numbers[e:f].reshape((stages, size)), numbers[h:i], numbers[i:j].reshape((1, stages)), numbers[j:k],
+        numbers[g:h].reshape((kept, size)), numbers[f:g].reshape((rows, size)), numbers[k : k + rows],
+    )  # fmt: skip
+
+
 def new_state(theta0: Floats, t0: float, tableau: Tableau) -> State:
     """The state in which an integration starts."""
-    size, stages = theta0.size, len(tableau.node)
-    kept = min(max(2**22 // size, 8), _MOST_CHECKPOINTS)
-    clock, counters = np.zeros(10), np.zeros(9, dtype=np.int64)
-    clock[T] = clock[T_BEFORE] = t0
-    clock[ERROR_BEFORE] = 1.0
-    return State(
-        clock, counters, theta0.copy(), theta0.copy(), np.empty(size), np.empty(size),
-        np.zeros((stages, size)), np.zeros(stages), np.arange(stages)[None], np.zeros((1, stages)),
-        np.zeros(kept), np.zeros((kept, size)), np.empty((stages, size)), np.zeros(stages),
-    )  # fmt: skip
+    return state_of.py_func(*new_numbers(theta0, t0, tableau), tableau, theta0.size)
 
 
 @kernel
@@ -196,7 +229,7 @@ def _squared_norm(error, theta, theta_new, rtol, atol):
     return total
 
 
-@kernel
+@kernel(forceinline=True)
 def attempt(
     gradient,
     data,
@@ -231,7 +264,7 @@ def attempt(
         slopes[r] = _take(g, stages, r)
 
 
-@kernel
+@kernel(forceinline=True)
 def _error(index, weight, count, h, theta, theta_new, scratch, stages, rtol, atol):
     """Error of an attempted step in units of the tolerance: Hairer's blend of both estimates.
 
@@ -262,7 +295,7 @@ def _error(index, weight, count, h, theta, theta_new, scratch, stages, rtol, ato
     return high / np.sqrt((high + 0.01 * low) * atol.size)
 
 
-@kernel
+@kernel(forceinline=True)
 def complete_stages(gradient, data, dims, work, tableau, state):
     """Complete the stages of the last step for its interpolant."""
     if state.counters[EXTRA_DONE]:
@@ -288,7 +321,7 @@ def complete_stages(gradient, data, dims, work, tableau, state):
     state.counters[EXTRA_DONE] = 1
 
 
-@kernel
+@kernel(forceinline=True)
 def interpolate(gradient, data, dims, work, tableau, state, t, out):
     """Parameters, to ``out``, and dissipation at a time t within the last accepted step."""
     complete_stages(gradient, data, dims, work, tableau, state)
@@ -302,11 +335,11 @@ def interpolate(gradient, data, dims, work, tableau, state, t, out):
             weight = (weight + tableau.interpolant[j, d]) * x
         state.weights[0, j] = weight
         dissipation += h * weight * state.slopes[j]
-    _combine(out, state.theta_before, h, state.stages, state.every, state.weights, 0, stages)
+    _combine(out, state.theta_before, h, state.stages, tableau.every, state.weights, 0, stages)
     return dissipation
 
 
-@kernel
+@kernel(forceinline=True)
 def departure(tableau, state, t, theta, rtol, atol):
     """How far the interpolant, at a state of its own, is from obeying the flow: h |theta' - field|, in tolerances.
 
@@ -324,11 +357,11 @@ def departure(tableau, state, t, theta, rtol, atol):
     lack = state.side[3]
     for i in range(lack.size):
         lack[i] = -h * state.side[2, i]
-    _combine(lack, lack, h, state.stages, state.every, state.weights, 0, stages)
+    _combine(lack, lack, h, state.stages, tableau.every, state.weights, 0, stages)
     return np.sqrt(_squared_norm(lack, theta, theta, rtol, atol) / atol.size)
 
 
-@kernel
+@kernel(forceinline=True)
 def obeys(gradient, data, dims, work, tableau, state, rtol, atol):
     """Whether the interpolant of the last step obeys the flow, by its departure at one place in the step.
 
@@ -413,7 +446,7 @@ def store_dense(gradient, data, dims, work, tableau, state, output):
             state.weights[0, j] = tableau.interpolant[j, d]
         out = output.dense[place, d + 1]
         out[:] = 0.0
-        _combine(out, out, state.clock[H_BEFORE], state.stages, state.every, state.weights, 0, stages)
+        _combine(out, out, state.clock[H_BEFORE], state.stages, tableau.every, state.weights, 0, stages)
     output.cursor[DENSE] += 1
 
 
@@ -438,7 +471,7 @@ def _thin(times, kept, apart):
     return count
 
 
-@kernel
+@kernel(forceinline=True)
 def keep_checkpoint(state):
     """Keep this accepted state, which takes the place of the one before if that was close to its own predecessor.
 
@@ -489,6 +522,7 @@ def _start(gradient, data, dims, work, tableau, state, rtol, atol):
     state.clock[H] = min(100.0 * h0, h1)
     state.counters[GRADIENTS] += 2
     state.counters[STARTED] = 1
+    copy(theta, state.theta_before)
     keep_checkpoint(state)
 
 
@@ -507,7 +541,7 @@ def no_later(t, h):
     return (t + 0.1 * h == t) | (t + h == np.inf)
 
 
-@kernel
+@kernel(forceinline=True)
 def at_rest(state):
     """Whether the speed has fallen to the part of its largest value at which to stop."""
     clock, square = state.clock, state.slopes[0]
@@ -626,3 +660,14 @@ def advance(gradient, data, dims, work, tableau, state, output, rtol, atol, budg
             store_dense(gradient, data, dims, work, tableau, state, output)
         if budget <= 0:
             return PAUSED  # before saving: what drives this loop may cut the step short
+
+
+@kernel
+def run(
+    loop, gradient, data, dims, work, tableau, numbers, counters, cursor, times, theta, dissipation, history, dense_times,
+    dense, rtol, atol, budget, max_steps,
+):  # fmt: skip
+    """``advance``, which comes as a first-class function (``abi.pointer``), from and to plain arrays."""
+    state = state_of(numbers, counters, tableau, atol.size)
+    output = Output(cursor, times, theta, dissipation, history, dense_times, dense)
+    return loop(gradient, data, dims, work, tableau, state, output, rtol, atol, budget, max_steps)

@@ -461,7 +461,7 @@ def _pass(tableau, lanes, l, passed, cursor, runs, times):
 
 
 @kernel
-def _interpolate(tableau, one, passed):
+def _interpolate(tableau, passed):
     """States, to ``trial``, and dissipation at the times in row X of the steps that were copied aside."""
     clock, aside = passed.clock, passed.lanes
     stages, degree = tableau.interpolant.shape
@@ -480,11 +480,11 @@ def _interpolate(tableau, one, passed):
         for k in range(width):
             weight[k] = h[k] * weight[k]
             reached[k] += weight[k] * slope[k]
-    _combine(aside.trial, aside.theta, aside.coefficient, aside.stages, one.every, 0, stages)
+    _combine(aside.trial, aside.theta, aside.coefficient, aside.stages, tableau.every, 0, stages)
 
 
 @kernel
-def _depart(tableau, one, passed, rtol):
+def _depart(tableau, passed, rtol):
     """Departure of the interpolants from the flow, in tolerances, at x and the states in ``trial``."""
     clock, aside = passed.clock, passed.lanes
     stages, degree = tableau.interpolant.shape
@@ -498,7 +498,7 @@ def _depart(tableau, one, passed, rtol):
             c = (d + 1) * tableau.interpolant[j, d]
             for k in range(width):
                 weight[k] = weight[k] * x[k] + c
-    _combine(aside.gradient, aside.gradient, aside.coefficient, aside.stages, one.every, 0, stages)
+    _combine(aside.gradient, aside.gradient, aside.coefficient, aside.stages, tableau.every, 0, stages)
     for k in range(width):
         lack[k] = 0.0
     for i in range(rows):
@@ -543,16 +543,16 @@ def _save(lane_gradient, gradient, data, dims, work, tableau, one, passed, curso
         _field(lane_gradient, data, dims, aside, r)
     for k in range(width):
         clock[X, k] = clock[BEGAN, k] + tableau.probe[0] * h[k]
-    _interpolate(tableau, one, passed)
+    _interpolate(tableau, passed)
     _gradients(lane_gradient, data, dims, aside)
-    _depart(tableau, one, passed, rtol)
+    _depart(tableau, passed, rtol)
     for n in range(most):
         for k in range(width):
             clock[X, k] = clock[BEGAN, k]
         for k in range(cursor[ASIDE]):
             if n < counters[TIMES, k]:
                 clock[X, k] = times[counters[PLACE, k] + n]
-        _interpolate(tableau, one, passed)
+        _interpolate(tableau, passed)
         for k in range(cursor[ASIDE]):
             if n >= counters[TIMES, k]:
                 continue

@@ -354,3 +354,16 @@ def advance_piecewise(
         if settled:
             return SETTLED
         budget -= 1
+
+
+@kernel
+def run(
+    loop, gradient, loss, data, dims, work, tableau, numbers, counters, cursor, times, theta, dissipation, history,
+    dense_times, dense, clock, rtol, atol, budget, max_steps,
+):  # fmt: skip
+    """``advance``, as a first-class function, from and to plain arrays."""
+    state = explicit.state_of(numbers, counters, tableau, atol.size)
+    output = explicit.Output(cursor, times, theta, dissipation, history, dense_times, dense)
+    return loop(
+        gradient, loss, data, dims, work, tableau, state, output, clock, rtol, atol, budget, max_steps
+    )

@@ -111,11 +111,11 @@ class Stiff(NamedTuple):
     """What the loop needs besides ``explicit.State`` to go on."""
 
     numbers: Ints  # see the places above
-    rates: Floats
+    rates: Floats  # (8,)
     times: Floats  # (K,): accepted times, newest first
     nodes: Floats  # (K,): s = log(t / newest)
     differences: Floats  # (K - 1, P): divided differences in s of order 0, the newest state, to HIGHEST
-    switches: Floats  # (C,): when the method changed, of which SWITCHES are still to be read
+    switches: Floats  # (16,): when the method changed, of which SWITCHES are still to be read
     guess: Floats  # (P,) scratch, as all below
     slope: Floats  # gradient at the guess
     residual: Floats
@@ -130,24 +130,58 @@ class Stiff(NamedTuple):
 #: Fields of ``Stiff`` that a continuation needs; the rest is scratch.
 KEPT = ("numbers", "rates", "times", "nodes", "differences")
 
+# Where the vectors begin in the numbers of ``stiff_of``, and what lies between two of them, see ``explicit.state_of``.
+_FIRST, _GAP = 56, 8
+
 
 def first_look(nanoseconds: float) -> int:
     """Attempted steps of ``AUTO`` that are explicit in any case, where a gradient takes so long."""
     return _FIRST_LOOK_OF_CHEAP if nanoseconds < _CHEAP else _FIRST_LOOK
 
 
-def new_stiff(size: int, nanoseconds: float) -> Stiff:
-    """What a run begins with; the time of a gradient is for the price of what an implicit step takes besides."""
-    numbers = np.zeros(13, dtype=np.int64)
-    numbers[NEXT_LOOK] = first_look(nanoseconds)
-    numbers[PATIENCE] = _PATIENCE
-    rates = np.zeros(8)
-    rates[BURDEN] = _BOOKKEEPING / nanoseconds
-    scratch = [np.zeros(size) for _ in range(7)]
+def new_numbers(size: int, nanoseconds: float) -> tuple[Floats, Ints]:
+    """The numbers that a run begins with, one array each, see ``stiff_of``.
+
+    The time of a gradient is for the price of what an implicit step takes besides.
+    """
+    counts, numbers = (
+        np.zeros(13, dtype=np.int64),
+        np.zeros(_FIRST + (_KEPT + 6) * (size + _GAP) + _iterations(size)),
+    )
+    counts[NEXT_LOOK] = first_look(nanoseconds)
+    counts[PATIENCE] = _PATIENCE
+    numbers[BURDEN] = _BOOKKEEPING / nanoseconds
+    return numbers, counts
+
+
+def _iterations(size: int) -> int:
+    return min(10 * size + 100, _MOST_ITERATIONS)
+
+
+@kernel
+def stiff_of(numbers, counts, size):
+    """What the loop needs, whose arrays stand one after the other in ``numbers``; for Python its ``py_func``."""
+    step = size + _GAP
+    a = _FIRST + (_KEPT - 1) * step
+    b = a + step
+    c = b + step
+    d = c + step
+    e = d + step
+    f = e + step
+    g = f + step
+    h = g + step
+    kept = _KEPT - 1
     return Stiff(
-        numbers, rates, np.zeros(_KEPT), np.zeros(_KEPT), np.zeros((_KEPT - 1, size)), np.zeros(16), *scratch,
-        np.zeros((2, _KEPT - 1)), np.empty(_MOST_ITERATIONS),
+        counts, numbers[:8], numbers[8:16], numbers[16:24], numbers[_FIRST : _FIRST + kept * size].reshape((kept, size)),
+        numbers[24:40], numbers[a : a + size], numbers[b : b + size], numbers[c : c + size], numbers[d : d + size],
+        numbers[e : e + size], numbers[f : f + size], numbers[g : g + size],
+        numbers[40 : 40 + 2 * kept].reshape((2, kept)), numbers[h:],
     )  # fmt: skip
+
+
+def new_stiff(size: int, nanoseconds: float) -> Stiff:
+    """What a run begins with."""
+    return stiff_of.py_func(*new_numbers(size, nanoseconds), size)
 
 
 # ---- polynomials through the history -----------------------------------------------------------------------
@@ -510,7 +544,9 @@ def _dissipated(stiff, order, begin, end):
     for q in range(_GAUSS_NODES.size):
         s = begin + _GAUSS_NODES[q] * (end - begin)
         _weigh(stiff.nodes, s, order, stiff.weights)
-        total += _GAUSS_WEIGHTS[q] * _square(stiff.weights, _SLOPES, stiff.differences) / exp(s)  # dt (ds / dt)^2 = ds / t
+        total += (
+            _GAUSS_WEIGHTS[q] * _square(stiff.weights, _SLOPES, stiff.differences) / exp(s)
+        )  # dt (ds / dt)^2 = ds / t
     return total * (end - begin) / stiff.times[0]
 
 
@@ -832,3 +868,31 @@ def advance(
                 return PAUSED  # before saving, as in explicit
         elif kind == AUTO and numbers[FAILED] >= _HOPELESS:
             _go_explicit(state, stiff)
+
+
+@kernel
+def run(
+    loop, gradient, hvp, data, dims, work, tableau, numbers, counters, stiff_numbers, stiff_counts, cursor, times, theta,
+    dissipation, history, dense_times, dense, kind, rtol, atol, fresh, budget, max_steps,
+):  # fmt: skip
+    """``advance``, as a first-class function, from and to plain arrays."""
+    state = explicit.state_of(numbers, counters, tableau, atol.size)
+    stiff = stiff_of(stiff_numbers, stiff_counts, atol.size)
+    output = explicit.Output(cursor, times, theta, dissipation, history, dense_times, dense)
+    return loop(
+        gradient,
+        hvp,
+        data,
+        dims,
+        work,
+        tableau,
+        state,
+        stiff,
+        output,
+        kind,
+        rtol,
+        atol,
+        fresh,
+        budget,
+        max_steps,
+    )

@@ -37,6 +37,7 @@ class Tableau(NamedTuple):
     interpolant: Floats  # (S + E, degree): coefficients of x, x^2, ... in the weight of each stage
     sizes: Ints  # S, E, exponent of the error in h, order of the solution
     probe: Floats  # (1,): the part of a step where the interpolant departs most from the flow, see ``explicit.obeys``
+    every: Ints  # (1, S + E): 0, 1, 2, ..., the stages of the interpolant
 
 
 _TSIT5_NODES = [0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0]
@@ -202,7 +203,10 @@ def _pack(
         index[r, : len(used)] = used
         weight[r, : len(used)] = [row[j] for j in used]
     sizes = np.array([len(stages) - extra, extra, error_exponent, order], dtype=np.int64)
-    return Tableau(np.array(nodes), index, weight, count, np.array(interpolant), sizes, np.array([probe]))
+    every = np.arange(len(stages))[None]
+    return Tableau(
+        np.array(nodes), index, weight, count, np.array(interpolant), sizes, np.array([probe]), every
+    )
 
 
 @cache
