@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+#: The type of all numbers; to compare with it by ``is`` takes a fifth of the time of ``==``.
+FLOAT64 = np.dtype(np.float64)
 # Up to so many numbers Python looks at them faster than it calls numpy.
 _FEW = 16
 
@@ -21,7 +23,7 @@ def finite_array(name: str, value: Any, shape: Sequence[str | int]) -> NDArray[n
     A named axis takes any length from one on; a number is the length wanted.
     """
     try:
-        if type(value) is np.ndarray and value.dtype == np.float64:
+        if type(value) is np.ndarray and value.dtype is FLOAT64:
             array = value.copy()
         else:
             if value is None or np.iscomplexobj(value):  # which numpy would make NaN, or its real part

@@ -41,17 +41,16 @@ def _take_over(array: Array, before: dict[str, Array], name: str) -> None:
 
 def begin(
     objective: Objective, method: str, theta: Array, times: Array, rtol: float, atol: float, events: bool,
-    dense: bool = False, rest: float = 0.0, before: dict[str, Array] | None = None, clock: str = "time",
+    dense: bool = False, rest: float = 0.0, before: dict[str, Array] | None = None, level: float | None = None,
 ) -> Flow:  # fmt: skip
-    """A run at its start, or where ``before``, the state of a trajectory, has left it."""
+    """A run at its start, or where ``before``, the state of a trajectory, has left it; by the clock of the loss from a level."""
     tableau = EXPLICIT[pair(method, rtol)]()
     located = events and hasattr(objective.model, "piecewise")
-    kind: type[Flow]
-    if clock == "loss":
-        kind = PiecewiseLossClock if located else LossClock
-    else:
-        kind = PiecewiseFlow if located else Flow if method in EXPLICIT else StiffFlow
-    return kind(objective, method, tableau, theta, times, rtol, atol, dense, rest, before)
+    how = objective, method, tableau, theta, times, rtol, atol, dense, rest, before
+    if level is not None:
+        return PiecewiseLossClock(level, *how) if located else LossClock(level, *how)
+    kind: type[Flow] = PiecewiseFlow if located else Flow if method in EXPLICIT else StiffFlow
+    return kind(*how)
 
 
 def pair(method: str, rtol: float) -> str:
@@ -92,7 +91,7 @@ class Flow:
         self.seeker: Seeker | None = None
         # the limit with what is said of it, while times to save still lie before it
         self.seen: tuple[Array, Limit, Status] | None = None
-        self.first_budget = max(int(min(2e7 / (tableau.node.size * objective.nanoseconds), 10_000.0)), 1)
+        self.first_budget = int(min(2e7 / (tableau.node.size * objective.nanoseconds), 1e4)) or 1
         if dense:
             self._new_dense()
             if before is not None and self.numbers[explicit.H_BEFORE] > 0:
@@ -220,7 +219,7 @@ class Flow:
     def _new_seeker(self) -> Seeker:
         return Seeker(self.objective, self.rtol)
 
-    def _written(self) -> tuple[Array, ...]:
+    def _written(self) -> tuple[Any, ...]:
         """Where the compiled loop writes: the arrays of ``explicit.Output``."""
         times = self.times if self.seen is None else self.times[:-1]
         dense = self.dense[-1] if self.keep_dense else _NO_DENSE
@@ -512,16 +511,10 @@ class LossClock(Flow):
     clock_name = "log(1/L)"
 
     def __init__(
-        self,
-        objective: Objective,
-        method: str,
-        tableau: tableaus.Tableau,
-        theta: Array,
-        times: Array,
+        self, level: float, objective: Objective, method: str, tableau: tableaus.Tableau, theta: Array, times: Array,
         *more: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         before = more[-1]
-        level = -objective.loss(theta) if before is None else np.nan
         self.clock = lossclock.new_clock(times, level, tableau.interpolant.shape[1])
         if before is not None:
             self.clock.numbers[:] = before["loss_clock"]
@@ -533,7 +526,7 @@ class LossClock(Flow):
     def t(self) -> float:
         return self.clock.numbers.item(lossclock.LEVEL)
 
-    def _written(self) -> tuple[Array, ...]:
+    def _written(self) -> tuple[Any, ...]:
         cursor, _, *rest = super()._written()
         return (cursor, self.never, *rest)
 

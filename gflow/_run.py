@@ -46,8 +46,10 @@ class Watch:
     ) -> None:  # fmt: skip
         self.objective, self.observers, self.stop = objective, observers, stop
         self.chart = chart  # of a run in other coordinates than the parameters
-        self.seen: dict[str, list[Array]] = {name: [] for name in observers}
-        self.first = {name: self._value(name, start.copy()) for name in observers}
+        self.seen: dict[str, list[Array]] = {}
+        self.first: dict[str, Array] = {}
+        for name in observers:
+            self.seen[name], self.first[name] = [], self._value(name, start.copy())
 
     def _plain(self, state: Array) -> Array:
         return state if self.chart is None else self.chart.theta(state)
@@ -160,6 +162,7 @@ def drive(run: Any, watch: Watch, max_steps: int, progress: bool) -> Status:
             outcome = run.advance(budget, max_steps)
             if outcome is not None:
                 return outcome
+        interrupts = Interrupts()
         with (
             interrupts,
             held,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gflow import trajectory as _trajectory
-from gflow._check import boolean, finite_array, increases, one_of, positive, positive_int
+from gflow._check import FLOAT64, boolean, finite_array, increases, one_of, positive, positive_int
 from gflow._flows import METHODS, begin, pair
 from gflow._run import (
     Array,
@@ -180,8 +180,9 @@ def flow(
         raise ValueError(
             "events must be False for a network with first_depth > 1: there one neuron's kink moves all others"
         )
-    origin = 0.0 if clock == "time" else -potential.loss(theta)
-    times = check_times(t, origin if start is None else float(start.t[-1]), start, clock)
+    level = None if clock == "time" else -potential.loss(theta)
+    origin = (level or 0.0) if start is None else float(start.t[-1])
+    times = check_times(t, origin, start, clock)
     to_limit = isinf(times.item(-1))
     if to_limit and chart is not None and not theta.any():
         raise ValueError(
@@ -191,11 +192,11 @@ def flow(
         _check_limit(potential, rest, events, coords)
     if clock == "time" and objective.has("log_escape"):
         log_time, log_pace = model.log_escape(problem, theta)
-        _check_escape(log_time, log_pace, float(times[-1]))
+        _check_escape(log_time, log_pace, times.item(-1))
     part = FIRST_LOOK if to_limit else (rest or 0.0)
     first = theta if chart is None else chart.start
     potential.try_gradient(first)
-    run = begin(potential, method, first, times, rtol, atol, events, dense, part, before, clock)
+    run = begin(potential, method, first, times, rtol, atol, events, dense, part, before, level)
     if chart is not None:
         run.rtol = sys.float_info.epsilon  # logarithms have no scale but one
     watch = Watch(objective, observers, stop, run.now if observers else first, chart)
@@ -302,7 +303,7 @@ def check_times(t: ArrayLike, origin: float, start: Trajectory | None, clock: st
             where = f"log(1/L) = {origin:.17g} of the start" if clock == "loss" else f"the start, {origin:g}"
             raise ValueError(f"t must be above {where}; got {end:g}")
         return np.array([origin, end])
-    if type(t) is np.ndarray and t.dtype == np.float64 and t.ndim == 1 and 0 < t.size <= _FEW_TIMES:
+    if type(t) is np.ndarray and t.dtype is FLOAT64 and t.ndim == 1 and 0 < t.size <= _FEW_TIMES:
         numbers = t.tolist()  # a quick look at whether all is well; what is not is told below
         if origin <= numbers[0] and numbers[-1] < np.inf and all(map(operator.lt, numbers, numbers[1:])):
             return t.copy()

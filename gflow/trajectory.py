@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -215,16 +215,15 @@ class Trajectory:
         own = self.__dict__
         if name in self.__dataclass_fields__ and "_later" in own:
             came = own["_later"]()
-            for field_ in fields(self):
-                if field_.name not in own:
-                    made = came[field_.name] if field_.name in came else field_.default_factory()  # type: ignore[misc]
-                    own.setdefault(field_.name, made)
+            for key, kind in self.__dataclass_fields__.items():
+                if key not in own:  # another thread may be at it, too
+                    own.setdefault(key, came[key] if key in came else cast(Any, kind.default_factory)())
             return own[name]
         raise AttributeError(f"a Trajectory has no attribute {name!r}")
 
     def __getstate__(self) -> dict[str, Any]:
-        for field_ in fields(self):
-            getattr(self, field_.name)
+        for name in self.__dataclass_fields__:
+            getattr(self, name)
         return {name: value for name, value in self.__dict__.items() if name != "_later"}
 
     def __repr__(self) -> str:

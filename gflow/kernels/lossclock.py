@@ -43,6 +43,8 @@ _EPS = float(np.finfo(np.float64).eps)
 _TRIALS = 100  # of finding a level within a step
 # How far from a level the loss of its state may be: rounding.
 _CLOSE = 16.0 * _EPS
+# Bound on what a secant's root lacks, relative to the product of the distances in l and in parts of a step.
+_SECANT = 10.0
 # Rise of l on one panel of a quadrature, and how far below the end of a step e^l is nothing.
 _PANEL, _DEPTH = 2.0, 45.0
 # s is counted anew where it is so many steps long, so that it resolves them.
@@ -264,6 +266,13 @@ def _save_within(gradient, loss, data, dims, work, tableau, state, output, clock
         if abs(here) <= _CLOSE * max(1.0, abs(target)) or abs(move) * h <= _EPS * (begin + x * h):
             break
         if high - low <= 4.0 * _EPS * high or trial == _TRIALS - 1:
+            break
+        near = _SECANT * abs(here * (x - x_before)) <= _CLOSE * max(1.0, abs(target))
+        if near and trial > 0 and not (cut or aside) and low < x + move < high:
+            x += move  # what is lacking there would be below rounding
+            output.dissipation[place] = explicit.state_at(
+                gradient, data, dims, work, tableau, state, begin + x * h, out, rtol, atol
+            )
             break
         if aside and abs(move) ** 3 <= 0.01 * rtol:
             x += _creep(gradient, loss, data, dims, work, tableau, state, out, move * h, target) / h

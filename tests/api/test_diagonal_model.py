@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -75,9 +77,7 @@ def test_observables_stop_and_dense_output_are_of_the_parameters(form, depth, co
     assert run.theta.shape == (5, model.size) and all(theta.shape == (model.size,) for theta in seen)
     np.testing.assert_allclose(run.theta[0], theta0, rtol=1e-14, atol=1e-16)
     for name in names:
-        np.testing.assert_array_equal(
-            run[name], observe.along(gflow.trajectory.replace(run, observed={}), name)
-        )
+        np.testing.assert_array_equal(run[name], observe.along(dataclasses.replace(run, observed={}), name))
     assert run["sharpness"][-1] == pytest.approx(
         np.linalg.eigvalsh(Objective(model, PROBLEM).hessian(run.end)).max(), rel=1e-10
     )

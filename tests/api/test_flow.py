@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,6 +17,7 @@ import pytest
 from cases import CASES
 
 import gflow
+from gflow._flows import Flow
 from gflow.objective import Objective
 
 SCALAR, MODES, DEEP = CASES[0], CASES[3], CASES[7]
@@ -214,6 +218,39 @@ def test_an_interrupt_returns_what_there_is(where):
         np.testing.assert_array_equal(values, run.theta[:, 0])
     on = gflow.flow(SCALAR.model, SCALAR.problem, None, [9.0], start=run)
     np.testing.assert_array_equal(on.end, flow(SCALAR, [9.0]).end)
+
+
+def test_an_interrupt_of_a_short_run_returns_what_there_is(monkeypatch):
+    """Its signals are not watched: the interrupt shows as an exception once the compiled code has returned."""
+    whole = flow(SCALAR, np.linspace(0.0, 6.0, 40))  # and the loops are compiled
+    compiled = Flow._compiled
+
+    def struck(self, *arguments):
+        compiled(self, 5, arguments[1])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Flow, "_compiled", struck)
+        run = flow(SCALAR, np.linspace(0.0, 6.0, 40))
+    assert run.status.code == "interrupted" and run.counts["accepted"] == 5
+    on = gflow.flow(SCALAR.model, SCALAR.problem, None, np.linspace(0.0, 6.0, 40)[len(run.t) :], start=run)
+    np.testing.assert_array_equal(on.end, whole.end)
+
+
+def test_what_is_collected_late_is_what_there_is():
+    """A trajectory fills in most of its fields when one of them is asked for."""
+    run = flow(SCALAR, 5.0)
+    for other in (
+        copy.copy(run),
+        pickle.loads(pickle.dumps(run)),
+        dataclasses.replace(flow(SCALAR, 5.0), solve=None),
+    ):
+        same_run(run, other)
+        assert other.versions == run.versions and other.log_time is None and other.events is None
+    with pytest.raises(AttributeError, match="no attribute 'losss'"):
+        getattr(run, "losss")  # noqa: B009  as a user would write run.losss
+    for name in vars(gflow.trajectory.Trajectory(run.t, run.theta, run.outcome, run.counts)):
+        getattr(run, name)
 
 
 LONG = """

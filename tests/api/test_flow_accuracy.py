@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from cases import CASES, SOLVED
@@ -108,7 +110,7 @@ def test_the_drift_is_seen_when_the_weights_are_not_those_of_a_flow():
     case = CASES[3]
     run = gflow.flow(case.model, case.problem, case.theta0, np.linspace(0.0, case.end, 5))
     run.theta[2:, 0] += 1e-5
-    drift = gflow.trajectory.replace(run).gauges.invariant_drift
+    drift = dataclasses.replace(run).gauges.invariant_drift
     assert drift[:2].max() <= 1e-9 < 1e-6 < drift[2:].max()
 
 
