@@ -25,6 +25,8 @@ _DENSE_BLOCK_BYTES = 2**25
 _NO_DENSE = np.empty((0, 2)), np.empty((0, 1, 1))
 # The end of most runs; ``Flow.said`` puts it into words, which take a twentieth of the time of a short one.
 _FINISHED = Status("finished", "")
+# Steps until which the arrays of the implicit method are made at once: a call of compiled code takes as long as they do.
+_SOON = 16
 # So few numbers t within the time in which the state changes by its own size are too few for steps.
 _COARSE = 1e4
 
@@ -379,9 +381,9 @@ class StiffFlow(Flow):
 
     def _advance(self, budget: int, max_steps: int) -> int:
         o = self.objective
-        if self._arrays is None:  # few steps must not pay for what they do not need
+        if self._arrays is None:
             wait = stiff.first_look(o.nanoseconds) - self.steps
-            if wait > 0:
+            if wait > _SOON:  # few steps must not pay for what they do not need
                 code = self._compiled(min(budget, wait), max_steps)
                 if code != explicit.PAUSED or budget <= wait:
                     return code
@@ -395,9 +397,8 @@ class StiffFlow(Flow):
         code = abi.call(
             stiff.run, loop, *field, self.numbers, self.counters, *self._arrays, *self._written(), *rest
         )
-        if self._count(stiff.SWITCHES):
-            times = self.stiff_of(o.size).switches[: self._count(stiff.SWITCHES)]
-            for t in times.tolist():
+        if changes := self._count(stiff.SWITCHES):
+            for t in self._arrays[0][stiff.SWITCH_TIMES][:changes].tolist():
                 self.methods.append((t, self.pair if self.methods[-1][1] == "bdf" else "bdf"))
             self._arrays[1][stiff.SWITCHES] = 0
         return code

@@ -85,7 +85,7 @@ _CHEAP = 400.0
 # Fewest gradients of an implicit step: of the prediction, and two products.
 _LEAST_GRADIENTS = 3
 # Nanoseconds that the sums of an implicit step of a small network take.
-_BOOKKEEPING = 800.0
+_BOOKKEEPING = 500.0
 # Products to tell the largest eigenvalue, the least growth of its estimate that asks for another, and the part of the
 # border below which the first estimate is enough.
 _MOST_PRODUCTS, _SETTLED, _CALM = 4, 1.2, 0.02
@@ -132,6 +132,8 @@ KEPT = ("numbers", "rates", "times", "nodes", "differences")
 
 # Where the vectors begin in the numbers of ``stiff_of``, and what lies between two of them, see ``explicit.state_of``.
 _FIRST, _GAP = 56, 8
+#: Where the times of the changes of method stand in them.
+SWITCH_TIMES = slice(24, 40)
 
 
 def first_look(nanoseconds: float) -> int:
@@ -173,7 +175,7 @@ def stiff_of(numbers, counts, size):
     kept = _KEPT - 1
     return Stiff(
         counts, numbers[:8], numbers[8:16], numbers[16:24], numbers[_FIRST : _FIRST + kept * size].reshape((kept, size)),
-        numbers[24:40], numbers[a : a + size], numbers[b : b + size], numbers[c : c + size], numbers[d : d + size],
+        numbers[SWITCH_TIMES], numbers[a : a + size], numbers[b : b + size], numbers[c : c + size], numbers[d : d + size],
         numbers[e : e + size], numbers[f : f + size], numbers[g : g + size],
         numbers[40 : 40 + 2 * kept].reshape((2, kept)), numbers[h:],
     )  # fmt: skip
