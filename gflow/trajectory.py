@@ -19,6 +19,8 @@ Array = NDArray[np.float64]
 #: Largest P for which the status measures the sensitivity of its own accord.
 SENSITIVITY_SIZE = 500
 _UNSTABLE = 1e-3
+# What rtol must have grown by for the status to speak of it.
+_GROWN = 10.0
 # Drift of what is conserved, in rtol, at which the status speaks of it, if it is that large.
 _LOST = 100.0
 
@@ -372,7 +374,7 @@ class Trajectory:
             )
             return outcome._replace(message=f"{outcome.message} {said}")
         amplified = (self.spec["rtol"] + np.finfo(float).eps) * amplification
-        if amplified <= _UNSTABLE:
+        if amplified <= max(_UNSTABLE, _GROWN * self.spec["rtol"]):
             return outcome
         warning = (
             "unstable manifold: along this trajectory a perturbation may have grown "

@@ -27,7 +27,9 @@ Ints = NDArray[np.int64]
 FINISHED, PAUSED, BLOCK_FULL, MAX_STEPS, STEP_TOO_SMALL, NON_FINITE, AT_REST = range(7)
 
 # Places in State.clock ...
-T, H, ERROR_BEFORE, DISSIPATION, T_BEFORE, H_BEFORE, DISSIPATION_BEFORE, STEEPEST, REST, APART = range(10)
+(
+    T, H, ERROR_BEFORE, DISSIPATION, T_BEFORE, H_BEFORE, DISSIPATION_BEFORE, STEEPEST, REST, APART, APART_IN_RATIO,
+) = range(11)  # fmt: skip
 # ... in State.counters ...
 ACCEPTED, REJECTED, GRADIENTS, STARTED, FRESH, EXTRA_DONE, CHECKPOINTS, REJECTED_LAST, PROBED = range(9)
 # What State.counters[PROBED] says of the last step's interpolant: nothing yet; its values can be used; they cannot.
@@ -120,7 +122,7 @@ def state_of(numbers, counters, tableau, size):
     j = i + stages
     k = j + kept
     return State(
-        numbers[:10], counters, numbers[a : a + size], numbers[b : b + size], numbers[c : c + size], numbers[d : d + size],
+        numbers[:11], counters, numbers[a : a + size], numbers[b : b + size], numbers[c : c + size], numbers[d : d + size],
         numbers[e:f].reshape((stages, size)), numbers[h:i], numbers[i:j].reshape((1, stages)), numbers[j:k],
         numbers[g:h].reshape((kept, size)), numbers[f:g].reshape((rows, size)), numbers[k : k + rows],
     )  # fmt: skip
@@ -451,20 +453,22 @@ def store_dense(gradient, data, dims, work, tableau, state, output):
 
 
 @kernel(fastmath={"reassoc"})
-def _gap(times, kept, a, b):
-    """Time between two checkpoints times the distance between them."""
+def _gaps(times, kept, a, b):
+    """Time between two checkpoints, and that relative to their times, times the distance between them."""
     square = 0.0
     for i in range(kept.shape[1]):
         square += (kept[b, i] - kept[a, i]) ** 2
-    return (times[b] - times[a]) * np.sqrt(square)
+    distance, time = np.sqrt(square), times[b] - times[a]
+    return time * distance, time / (abs(times[a]) + abs(times[b]) + 1e-300) * distance
 
 
 @kernel
-def _thin(times, kept, apart):
-    """Keep the first checkpoint, and the last, and of those between what is farther than ``apart`` from the one before."""
+def _thin(clock, times, kept):
+    """Keep the first checkpoint, and the last, and of those between what is farther apart from the one before."""
     count, last = 1, times.size - 1
     for c in range(1, times.size):
-        if c == last or _gap(times, kept, count - 1, c) > apart:
+        far, ratio = _gaps(times, kept, count - 1, c)
+        if c == last or far > clock[APART] or ratio > clock[APART_IN_RATIO]:
             times[count] = times[c]
             copy(kept[c], kept[count])
             count += 1
@@ -476,16 +480,22 @@ def keep_checkpoint(state):
     """Keep this accepted state, which takes the place of the one before if that was close to its own predecessor.
 
     What is measured from the checkpoints are integrals over time of functions of the state, so that they are
-    to be equally far apart, as time times distance.
+    to be equally far apart, as time times distance; and, since a flow that slows down like a power of t moves as much
+    from 1 to 10 as from 1e9 to 1e10, as relative time times distance, too.
     """
     clock, counters, times, kept = state.clock, state.counters, state.checkpoint_times, state.checkpoints
     count = counters[CHECKPOINTS]
-    if count > 1 and _gap(times, kept, count - 2, count - 1) <= clock[APART]:
-        count -= 1
+    if count > 1:
+        far, ratio = _gaps(times, kept, count - 2, count - 1)
+        if far <= clock[APART] and ratio <= clock[APART_IN_RATIO]:
+            count -= 1
     while count == times.size:
-        even = _gap(times, kept, 0, count - 1) / count**2  # for a straight path at even speed
-        clock[APART] = max(1.5 * clock[APART], even, 1e-300)
-        count = _thin(times, kept, clock[APART])
+        far, ratio = _gaps(
+            times, kept, 0, count - 1
+        )  # for a straight path at even speed, divided by the square
+        clock[APART] = max(1.5 * clock[APART], far / count**2, 1e-300)
+        clock[APART_IN_RATIO] = max(1.5 * clock[APART_IN_RATIO], ratio / count**2, 1e-300)
+        count = _thin(clock, times, kept)
     times[count] = clock[T]
     copy(state.theta, kept[count])
     counters[CHECKPOINTS] = count + 1

@@ -139,6 +139,22 @@ def test_the_error_estimate_measures_the_error(solved, method, rtol):
     assert true / 100 <= estimate.loss.max() <= 100 * true
 
 
+@pytest.mark.parametrize("rtol", [1e-3, 1e-6])
+@pytest.mark.parametrize("model", [gflow.DeepLinear((5, 4, 1)), gflow.Diagonal(5)], ids=["deep", "diagonal"])
+def test_the_sensitivity_of_a_flow_that_slows_down_over_many_powers_of_ten(model, rtol):
+    """Of separable data: it learns within t = 100, and moves by as much from each power of ten to the next."""
+    x, y = gflow.datasets.linear_teacher(20, 5, rng=0, margin=0.3)
+    problem = gflow.Problem(x, np.sign(y), "logistic")
+    theta0 = (
+        model.init(scale=0.1) if isinstance(model, gflow.Diagonal) else model.init("balanced", 0.5, rng=0)
+    )
+    times = np.concatenate([[0.0], np.geomspace(0.1, 1e10, 300)])
+    run = gflow.flow(model, problem, theta0, times, rtol=rtol, observe="smallest_eigenvalue")
+    exponent = np.trapezoid(np.maximum(-run["smallest_eigenvalue"], 0.0), times)
+    assert exponent <= np.log(run.sensitivity()) <= 4.0 * exponent + 1.0
+    assert run.status.ok, run.status
+
+
 def test_the_sensitivity_of_a_quadratic_saddle_is_its_growth():
     """L = (a b - s)^2 / 2 near a = b = 0: perturbations grow as e^(s t), and so does the solution."""
     model, problem = gflow.DeepLinear((1, 1, 1)), gflow.Problem.factorization([[2.0]])
