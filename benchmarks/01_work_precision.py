@@ -74,6 +74,7 @@ def _run(task: problems.Task, options: Any, cap: float, rounds: int) -> dict[str
         heat,
     )
     ours = next(c for c in curves if c.name == "gflow")
+    by_loss = next((c for c in curves if c.name == peers.BY_LOSS), None)
     theirs = [c for c in curves if c.group != "gflow"]
     table = {}
     for error in (e for e in task.errors if e > 3.0 * uncertainty):
@@ -85,6 +86,7 @@ def _run(task: problems.Task, options: Any, cap: float, rounds: int) -> dict[str
         ratios = {k: (cap if v is None else v) / mine if mine else None for k, v in times.items()}
         given = [c.seconds_at(error) or max(p.seconds for p in c.points) for c in theirs]
         table[f"{error:.0e}"] = {
+            "gflow_by_loss_s": by_loss.seconds_at(error) if by_loss else None,
             "gflow_s": mine, "gflow_processor_s": ours.seconds_at(error, "processor_seconds"), "best_peer": best, "best_peer_s": reached.get(best) if best else None,
             # where a peer that never becomes so exact counts only the seconds of its longest run
             "given_over_gflow": min(given) / mine if mine and given else None,

@@ -19,6 +19,8 @@ from gflow.integrate import METHODS
 
 Run = Callable[[float], np.ndarray]
 _MANY = 2**31 - 1
+#: gflow by the clock of the loss, beside the race.
+BY_LOSS = "gflow clock='loss'"
 _KRYLOV = 30
 
 
@@ -58,7 +60,7 @@ def gflow_(task: Task) -> dict[str, Run]:
     methods = [m for m in METHODS if not (task.kinks and m == "bdf")]
     runs = {"gflow": partial(run, "auto"), **{f"gflow {m}": partial(run, m) for m in methods}}
     if "levels" in task.options:
-        runs["gflow clock='loss'"] = by_loss
+        runs[BY_LOSS] = by_loss
     return runs
 
 

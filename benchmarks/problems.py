@@ -324,7 +324,7 @@ def separable(name: str) -> Task:
     return Task(
         name, f"(f) separable logistic, {what}, to loss 1e-12", model,
         gflow.Problem(x, np.sign(y), loss="logistic"), theta0, _times_of(right, theta0, level, levels),
-        constants, make, _in_log_time, (1e-3, *_FINE[:7]), (1e-4, 1e-6, 1e-8), stiff=True,
+        constants, make, _in_log_time, (1e-2, 1e-3, *_FINE[:7]), (1e-4, 1e-6, 1e-8), stiff=True,
         options={"levels": levels},
     )  # fmt: skip
 

@@ -70,6 +70,9 @@ def work_precision(results: dict[str, Any], folder: Path) -> list[str]:
         rows: list[list[str]] = [
             ["**gflow**", *(f"**{seconds(row['gflow_s'])}**" for row in errors.values())]
         ]
+        if any(row.get("gflow_by_loss_s") for row in errors.values()):
+            cells = (_cell_by_loss(row) for row in errors.values())
+            rows.append(["gflow clock='loss'", *cells])
         for peer in peers:
             had_cap = not found.get("heat_s") or any(p["seconds"] >= found["cap_s"] for p in curves[peer])
             cells = (_cell(row, peer, "cap" if had_cap else "out") for row in errors.values())
@@ -102,6 +105,14 @@ def work_precision(results: dict[str, Any], folder: Path) -> list[str]:
         ]
         if lost:
             lines += [f"gflow loses to: {', '.join(lost)}.", ""]
+        lost = [
+            f"{peer} at {e} ({taken / row['gflow_by_loss_s']:.2g})"
+            for e, row in errors.items()
+            for peer, taken in row["seconds"].items()
+            if row.get("gflow_by_loss_s") and taken is not None and taken < row["gflow_by_loss_s"]
+        ]
+        if any(row.get("gflow_by_loss_s") for row in errors.values()):
+            lines += [f"By the clock of the loss gflow loses to: {', '.join(lost) or 'none'}.", ""]
         if found["absent"]:
             lines += [f"Absent: {', '.join(found['absent'])}.", ""]
         lines += _figure(folder, found["figure"], found["title"])
@@ -119,6 +130,11 @@ def _most_exact(points: list[dict[str, Any]]) -> str:
     if any(p["capped"] for p in points):
         return f"{points[-1]['note']} at rtol {points[-1]['rtol']:.0e}"
     return "gave up"
+
+
+def _cell_by_loss(row: dict[str, Any]) -> str:
+    taken, ours = row.get("gflow_by_loss_s"), row["gflow_s"]
+    return "–" if taken is None else f"{seconds(taken)} ({taken / ours:.3g})" if ours else seconds(taken)
 
 
 def _cell(row: dict[str, Any], peer: str, lost: str) -> str:

@@ -33,6 +33,7 @@ from gflow.objective import Objective
 from gflow.problem import Problem
 from gflow.trajectory import Trajectory
 
+_METHODS = ("auto", *METHODS)
 _MANY_PAIRS = 2000
 # Up to so many numbers Python looks at them faster than it calls numpy.
 _FEW_TIMES = 64
@@ -253,7 +254,7 @@ def load(path: str | Path) -> Trajectory:
 
 def chosen_method(objective: Objective, method: str, rtol: float, events: bool, clock: str = "time") -> str:
     """The method to be recorded, ``"auto"`` only where it may change on the way."""
-    one_of("method", method, ("auto", *METHODS))
+    one_of("method", method, _METHODS)
     model, problem = objective.model, objective.problem
     smooth = not hasattr(model, "piecewise")
     if method == "bdf" and clock == "loss":
