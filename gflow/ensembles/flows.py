@@ -233,7 +233,8 @@ class FlowWorker(CompiledWorker):
             budget,
             a.plain,
         )
-        self.compiled_steps += budget
+        if code != ensembles.FINISHED:  # else it took a part of them, and nobody knows which
+            self.compiled_steps += budget
         return bool(code == ensembles.FINISHED)
 
 

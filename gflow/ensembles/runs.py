@@ -121,8 +121,9 @@ def drive(runs: Runs, jobs: int, progress: bool) -> bool:
                 began, before = time.perf_counter(), worker.steps
                 if worker.advance(budget):
                     break
-                pace = (worker.steps - before) / max(time.perf_counter() - began, 1e-6)
-                budget = max(1, int(_STRETCH_SECONDS * pace))
+                if worker.steps > before:
+                    pace = (worker.steps - before) / max(time.perf_counter() - began, 1e-6)
+                    budget = max(1, int(_STRETCH_SECONDS * pace))
             if last:
                 return
 

@@ -228,6 +228,16 @@ def test_a_run_cut_about_the_first_look_at_its_method_is_the_single_one(more):
         same(runs[r], gflow.flow(model, problem, thetas[r], 1e3, rtol=1e-6, max_steps=first + more))
 
 
+def test_stretches_of_runs_that_may_change_their_method_do_not_grow_without_end():
+    """A thread's budget is measured in steps that were made: with a run a block it once doubled its exponent each time."""
+    model = gflow.DeepLinear((6, 6, 6))
+    problem = gflow.Problem.factorization(np.diag(np.geomspace(1.0, 0.01, 6)))
+    thetas = starts(model, 15, 0.1)
+    runs = gflow.ensemble(model, problem, thetas, 1e3, rtol=1e-6, jobs=1)
+    assert (runs.codes == "finished").all()
+    same(runs[14], gflow.flow(model, problem, thetas[14], 1e3, rtol=1e-6))
+
+
 def test_events_through_a_file(tmp_path):
     model, problem, thetas = relu()
     runs = gflow.ensemble(model, problem, thetas[:2], 4.0, rtol=1e-6)
