@@ -108,6 +108,11 @@ class Flow:
         return self._state
 
     @property
+    def ready(self) -> bool:
+        """Whether all is compiled, and an interrupt right after compiled code loses nothing."""
+        return abi.is_ready(explicit.run) and abi.has_kernel(self.objective.model.gradient, "gradient")
+
+    @property
     def steps(self) -> int:
         counters = self.counters
         return counters.item(explicit.ACCEPTED) + counters.item(explicit.REJECTED)
@@ -346,7 +351,7 @@ class StiffFlow(Flow):
         before = more[-1]
         resumed = before is not None and "stiff_numbers" in before
         if resumed or self.kind == stiff.BDF:
-            self._arrays = stiff.new_numbers(objective.size, objective.nanoseconds)
+            self._arrays = stiff.new_arrays(objective.size, objective.nanoseconds)
         if resumed:
             for name in stiff.KEPT:
                 _take_over(getattr(self.stiff_of(objective.size), name), before, f"stiff_{name}")
@@ -379,32 +384,46 @@ class StiffFlow(Flow):
         else:
             super()._store_dense()
 
+    @property
+    def ready(self) -> bool:
+        """Whether all is compiled that the first stretch needs."""
+        later = self._arrays is None and stiff.first_look(self.objective.nanoseconds) > _SOON
+        return super().ready and (later or self._implicit_ready)
+
+    @property
+    def _implicit_ready(self) -> bool:
+        return abi.is_ready(stiff.run) and abi.has_kernel(self.objective.model.hvp, "hvp")
+
     def _advance(self, budget: int, max_steps: int) -> int:
         o = self.objective
         if self._arrays is None:
             wait = stiff.first_look(o.nanoseconds) - self.steps
             if wait > _SOON:  # few steps must not pay for what they do not need
                 code = self._compiled(min(budget, wait), max_steps)
-                if code != explicit.PAUSED or budget <= wait:
+                if code != explicit.PAUSED or budget <= wait or not self._implicit_ready:
                     return code
                 budget -= wait
-            self._arrays = stiff.new_numbers(o.size, o.nanoseconds)
+            self._arrays = stiff.new_arrays(o.size, o.nanoseconds)
+        self._note_changes()
         field = o.gradient_kernel, o.hvp_kernel, o.data, o.dims, o.work, self.tableau
         rest = self.kind, self.rtol, self.atol, max(self.first_budget // 16, 16), budget, max_steps
         loop = abi.pointer(
             stiff.advance, lambda: (*field, self.state, self.stiff_of(o.size), self.output(), *rest)
         )
-        code = abi.call(
+        return abi.call(
             stiff.run, loop, *field, self.numbers, self.counters, *self._arrays, *self._written(), *rest
         )
-        if changes := self._count(stiff.SWITCHES):
+
+    def _note_changes(self) -> None:
+        """Take down when the method has changed."""
+        if (changes := self._count(stiff.SWITCHES)) and self._arrays is not None:
             for t in self._arrays[0][stiff.SWITCH_TIMES][:changes].tolist():
                 self.methods.append((t, self.pair if self.methods[-1][1] == "bdf" else "bdf"))
             self._arrays[1][stiff.SWITCHES] = 0
-        return code
 
     def result(self, outcome: Status, watch: Watch) -> dict[str, Any]:
         """The fields of the trajectory as far as it has come, with what it takes to go on with its method."""
+        self._note_changes()
         made = super().result(outcome, watch)
         made["counts"]["products"] = self._count(stiff.PRODUCTS)
         if self._arrays is not None:
@@ -415,6 +434,8 @@ class StiffFlow(Flow):
 
 class PiecewiseFlow(Flow):
     """An integration that locates the kinks of a ReLU network."""
+
+    ready = False  # events are taken out of the loop's table after each stretch
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -511,6 +532,11 @@ class LossClock(Flow):
 
     clock_name = "log(1/L)"
 
+    @property
+    def ready(self) -> bool:
+        """Whether all is compiled; its kernel of the loss is."""
+        return abi.is_ready(lossclock.run) and abi.has_kernel(self.objective.model.gradient, "gradient")
+
     def __init__(
         self, level: float, objective: Objective, method: str, tableau: tableaus.Tableau, theta: Array, times: Array,
         *more: Any,
@@ -518,7 +544,8 @@ class LossClock(Flow):
         before = more[-1]
         self.clock = lossclock.new_clock(times, level, tableau.interpolant.shape[1])
         if before is not None:
-            self.clock.numbers[:] = before["loss_clock"]
+            _take_over(self.clock.numbers, before, "loss_clock")
+            _take_over(self.clock.rise, before, "loss_rise")
         self.never = np.empty(len(times) + 1)
         self.never.fill(np.nan)  # s may grow beyond all numbers
         super().__init__(objective, method, tableau, theta, times, *more)
@@ -551,8 +578,7 @@ class LossClock(Flow):
     def result(self, outcome: Status, watch: Watch) -> dict[str, Any]:
         """The fields of the trajectory as far as it has come, with its time.
 
-        Without checkpoints: thinned over a range of s in which the flow ages by many powers of ten, they say
-        nothing of its beginning, where the curvature is negative.
+        Without checkpoints, whose times are shifted along with s.
         """
         note = 'Sensitivity is not measured with clock="loss".'
         outcome = self.said(outcome)
@@ -562,12 +588,14 @@ class LossClock(Flow):
         if len(made["t"]) > n:
             log_time = np.append(log_time, clock.numbers[lossclock.LOG_TIME])
             s = np.append(s, clock.numbers[lossclock.BASE] + self.numbers[explicit.T])
-        made["state"]["loss_clock"] = clock.numbers
+        made["state"].update(loss_clock=clock.numbers, loss_rise=clock.rise)
         return {**made, "log_time": log_time, "s": s, "checkpoints": None}
 
 
 class PiecewiseLossClock(LossClock, PiecewiseFlow):
     """The same with the kinks of a ReLU network located."""
+
+    ready = False
 
     def _compiled(self, budget: int, max_steps: int) -> int:
         o = self.objective

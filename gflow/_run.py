@@ -26,8 +26,6 @@ Observers = (
 _CHUNK_SECONDS = 0.1
 _SIGINT = int(signal.SIGINT)
 _FREE = nullcontext()
-# Kinds of runs, with the gradients, whose loops have been compiled: within that, an interrupt might be swallowed.
-_COMPILED: set[tuple[type, Any]] = set()
 
 
 class CallbackError(Exception):
@@ -128,6 +126,7 @@ class Stepped:
     steps: Any
     saved: Any
     within = True
+    ready = False
 
     @property
     def advanced(self) -> int:
@@ -150,15 +149,9 @@ def drive(run: Any, watch: Watch, max_steps: int, progress: bool) -> Status:
     outcome: Status | None = None
     budget = 1 if watch.stop is not None else run.first_budget
     held = hold_blas(run.objective, math.isinf(run.total))
-    kind = type(run), run.objective.model.gradient
-    interrupts = Interrupts()
     try:
-        if (
-            kind in _COMPILED
-            and held is _FREE
-            and not (progress or watch.observers or watch.stop is not None)
-        ):
-            # an interrupt then shows after the compiled code, and a short run need not prepare for it
+        if held is _FREE and not (progress or watch.observers or watch.stop is not None) and run.ready:
+            # an interrupt shows after the compiled code then, and a short run need not prepare for it
             outcome = run.advance(budget, max_steps)
             if outcome is not None:
                 return outcome
@@ -188,7 +181,6 @@ def drive(run: Any, watch: Watch, max_steps: int, progress: bool) -> Status:
             if watch.observers:
                 watch.observe(run.reached()[1])
             interrupts.check()
-            _COMPILED.add(kind)
     except KeyboardInterrupt:
         with suppress(KeyboardInterrupt):  # a second one leaves the rest unobserved
             watch.observe(run.reached()[1])

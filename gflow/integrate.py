@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gflow import trajectory as _trajectory
-from gflow._check import FLOAT64, boolean, finite_array, increases, one_of, positive, positive_int
+from gflow._check import FEW, FLOAT64, boolean, finite_array, increases, one_of, positive, positive_int
 from gflow._flows import METHODS, begin, pair
 from gflow._run import (
     Array,
@@ -35,8 +35,6 @@ from gflow.trajectory import Trajectory
 
 _METHODS = ("auto", *METHODS)
 _MANY_PAIRS = 2000
-# Up to so many numbers Python looks at them faster than it calls numpy.
-_FEW_TIMES = 64
 _UNLESS = "unless the depth is 2 and the loss the square loss"
 
 
@@ -210,14 +208,15 @@ def flow(
     if chart is not None and outcome.code == "max_steps":
         crawl = " With coords='log' steps are short where weights of very different sizes start; coords='plain' may be faster."
         outcome = outcome._replace(message=outcome.message + crawl)
+    cause = {"recorded_spec": spec, "solve": flow}
+    if chart is None and not (dense or observers):  # the rest is collected when it is asked for
+        saved, states, _ = run.reached()
+        return Trajectory.of({"t": saved, "theta": states, **cause}, partial(run.result, outcome, watch))
+    made = run.result(outcome, watch)
     if chart is not None:
-        made = run.result(outcome, watch)
         made |= {"theta": chart.theta(made["theta"]), "coordinates": made["theta"]}
         made["dissipation"] = made["dissipation"] if potential.has("loss") else None
-        return Trajectory.of({**made, "recorded_spec": spec, "solve": flow})
-    saved, states, _ = run.reached()
-    fields = {"t": saved, "theta": states, "recorded_spec": spec, "solve": flow}
-    return Trajectory.of(fields, partial(run.result, outcome, watch))
+    return Trajectory.of({**made, **cause})
 
 
 def _check_settings(
@@ -304,7 +303,7 @@ def check_times(t: ArrayLike, origin: float, start: Trajectory | None, clock: st
             where = f"log(1/L) = {origin:.17g} of the start" if clock == "loss" else f"the start, {origin:g}"
             raise ValueError(f"t must be above {where}; got {end:g}")
         return np.array([origin, end])
-    if type(t) is np.ndarray and t.dtype is FLOAT64 and t.ndim == 1 and 0 < t.size <= _FEW_TIMES:
+    if type(t) is np.ndarray and t.dtype is FLOAT64 and t.ndim == 1 and 0 < t.size <= FEW:
         numbers = t.tolist()  # a quick look at whether all is well; what is not is told below
         if origin <= numbers[0] and numbers[-1] < np.inf and all(map(operator.lt, numbers, numbers[1:])):
             return t.copy()

@@ -215,18 +215,19 @@ class Trajectory:
     def __getattr__(self, name: str) -> Any:
         """A field that is not there yet: fill in all of them."""
         own = self.__dict__
-        if name in self.__dataclass_fields__ and "_later" in own:
-            came = own["_later"]()
+        later = own.get("_later")
+        if later is not None and name in self.__dataclass_fields__:
+            came = later()
             for key, kind in self.__dataclass_fields__.items():
                 if key not in own:  # another thread may be at it, too
                     own.setdefault(key, came[key] if key in came else cast(Any, kind.default_factory)())
-            return own[name]
-        raise AttributeError(f"a Trajectory has no attribute {name!r}")
+            own.pop("_later", None)  # and with it the run
+        return object.__getattribute__(self, name)
 
     def __getstate__(self) -> dict[str, Any]:
         for name in self.__dataclass_fields__:
             getattr(self, name)
-        return {name: value for name, value in self.__dict__.items() if name != "_later"}
+        return {name: value for name, value in dict(self.__dict__).items() if name != "_later"}
 
     def __repr__(self) -> str:
         name = "t" if self.log_time is None else "log(1/L)"
@@ -360,7 +361,10 @@ class Trajectory:
 
     @cached_property
     def status(self) -> Status:
-        """How the run ended, with warnings; measures the sensitivity if P ≤ 500, and what is conserved at the end."""
+        """How the run ended, with warnings; measures the sensitivity if P ≤ 500, and what is conserved at the end.
+
+        It warns of an unstable manifold where rtol may have been amplified more than tenfold, and to more than 1e-3.
+        """
         outcome = self._outcome_and_drift
         if self.checkpoints is None or not self._potential.has("hvp"):
             return outcome
@@ -424,7 +428,8 @@ class Trajectory:
     def sensitivity(self) -> float:
         """How much a perturbation may have grown: exp ∫ max(−λ_min(H), 0) dt from the start to the end.
 
-        NaN where the states or H on the way are beyond double precision.  H is the Hessian of the loss, at up to 32 of the accepted steps, evenly thinned; the integral
+        NaN where the states or H on the way are beyond double precision.  H is the Hessian of the loss, at up to 32 of
+        the accepted steps, thinned evenly in time and in relative time, times the distance between them; the integral
         is the trapezoid's.  Needs ``model.hvp``.
 
         Raises
@@ -455,7 +460,7 @@ class Trajectory:
             elif self.events is not None:
                 kind = "of a flow with events at kinks"
             if self.log_time is not None:
-                kind = 'by clock="loss", whose range is too wide for it'
+                kind = 'by clock="loss", which keeps no states for it'
             raise ValueError(f"sensitivity is measured along a smooth flow; this trajectory is {kind}")
 
     @cached_property

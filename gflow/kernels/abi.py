@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +107,7 @@ class Kernel:
         self.call = dispatcher
 
 
-@cache
-def _compiled(dispatcher: Any, kind: str) -> Kernel:
-    return Kernel(dispatcher, SIGNATURES[kind])
+_KERNELS: dict[tuple[Any, str], Kernel] = {}
 
 
 def as_kernel(function: Any, kind: str) -> Kernel:
@@ -134,13 +131,22 @@ def as_kernel(function: Any, kind: str) -> Kernel:
             f"model.{kind} must be a function decorated with numba.njit, with arguments "
             f"{ARGUMENTS[kind]}; got {type(function).__name__}"
         )
+    made = _KERNELS.get((function, kind))
+    if made is not None:
+        return made
     try:
-        return _compiled(function, kind)
+        made = _KERNELS[function, kind] = Kernel(function, SIGNATURES[kind])
+        return made
     except (numba.core.errors.NumbaError, RuntimeError, TypeError, AssertionError) as error:
         raise ValueError(
             f"model.{kind} must be decorated without a signature, and compile to {ARGUMENTS[kind]} with one-dimensional float64 arrays "
             f"(dims: int64) and a float64 t; numba says: {error}"
         ) from error
+
+
+def has_kernel(function: Any, kind: str) -> bool:
+    """Whether a model's function has been compiled."""
+    return (getattr(function, "__func__", function), kind) in _KERNELS
 
 
 _POINTERS: dict[Any, Kernel] = {}
@@ -173,6 +179,11 @@ def call(loop: Any, *arguments: Any) -> Any:
         loop.compile(types_of)
         entry = _ENTRIES[loop] = loop.overloads[types_of].entry_point
     return entry(*arguments)
+
+
+def is_ready(loop: Any) -> bool:
+    """Whether a loop that ``call`` calls has been compiled."""
+    return loop in _ENTRIES
 
 
 @kernel

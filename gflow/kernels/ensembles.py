@@ -56,7 +56,7 @@ class Descents(NamedTuple):
 
 @kernel
 def restart(state, work, theta0):
-    """Make a state what ``explicit.new_state`` makes for t = 0."""
+    """Make a state one in which an integration starts at t = 0."""
     state.clock[:] = 0.0
     state.clock[explicit.ERROR_BEFORE] = 1.0
     state.counters[:] = 0

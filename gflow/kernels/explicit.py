@@ -106,7 +106,7 @@ def new_numbers(theta0: Floats, t0: float, tableau: Tableau) -> tuple[Floats, In
 def state_of(numbers, counters, tableau, size):
     """The state whose arrays stand one after the other in ``numbers``; for Python its ``py_func``.
 
-    To make fourteen arrays takes Python longer than a short run takes.
+    To make so many arrays takes Python longer than a short run takes.
     """
     stages, rows = tableau.node.size, tableau.sizes[0]
     kept = min(max(2**22 // size, 8), _MOST_CHECKPOINTS)

@@ -43,7 +43,7 @@ _EPS = float(np.finfo(np.float64).eps)
 _TRIALS = 100  # of finding a level within a step
 # How far from a level the loss of its state may be: rounding.
 _CLOSE = 16.0 * _EPS
-# Bound on what a secant's root lacks, relative to the product of the distances in l and in parts of a step.
+# What a secant's root lacks is taken for at most so many times the product of the distances in l and in parts of a step.
 _SECANT = 10.0
 # Rise of l on one panel of a quadrature, and how far below the end of a step e^l is nothing.
 _PANEL, _DEPTH = 2.0, 45.0
@@ -269,7 +269,7 @@ def _save_within(gradient, loss, data, dims, work, tableau, state, output, clock
             break
         near = _SECANT * abs(here * (x - x_before)) <= _CLOSE * max(1.0, abs(target))
         if near and trial > 0 and not (cut or aside) and low < x + move < high:
-            x += move  # what is lacking there would be below rounding
+            x += move  # where what is lacking is some tens of roundings
             output.dissipation[place] = explicit.state_at(
                 gradient, data, dims, work, tableau, state, begin + x * h, out, rtol, atol
             )

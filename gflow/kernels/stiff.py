@@ -130,7 +130,7 @@ class Stiff(NamedTuple):
 #: Fields of ``Stiff`` that a continuation needs; the rest is scratch.
 KEPT = ("numbers", "rates", "times", "nodes", "differences")
 
-# Where the vectors begin in the numbers of ``stiff_of``, and what lies between two of them, see ``explicit.state_of``.
+# Where the vectors begin in the flat array of ``stiff_of``, and what lies between two of them, see ``explicit.state_of``.
 _FIRST, _GAP = 56, 8
 #: Where the times of the changes of method stand in them.
 SWITCH_TIMES = slice(24, 40)
@@ -141,19 +141,17 @@ def first_look(nanoseconds: float) -> int:
     return _FIRST_LOOK_OF_CHEAP if nanoseconds < _CHEAP else _FIRST_LOOK
 
 
-def new_numbers(size: int, nanoseconds: float) -> tuple[Floats, Ints]:
-    """The numbers that a run begins with, one array each, see ``stiff_of``.
+def new_arrays(size: int, nanoseconds: float) -> tuple[Floats, Ints]:
+    """The numbers and counts that a run begins with, one array each, see ``stiff_of``.
 
     The time of a gradient is for the price of what an implicit step takes besides.
     """
-    counts, numbers = (
-        np.zeros(13, dtype=np.int64),
-        np.zeros(_FIRST + (_KEPT + 6) * (size + _GAP) + _iterations(size)),
-    )
+    flat = np.zeros(_FIRST + (_KEPT + 6) * (size + _GAP) + _iterations(size))
+    counts = np.zeros(13, dtype=np.int64)
     counts[NEXT_LOOK] = first_look(nanoseconds)
     counts[PATIENCE] = _PATIENCE
-    numbers[BURDEN] = _BOOKKEEPING / nanoseconds
-    return numbers, counts
+    flat[BURDEN] = _BOOKKEEPING / nanoseconds
+    return flat, counts
 
 
 def _iterations(size: int) -> int:
@@ -161,8 +159,8 @@ def _iterations(size: int) -> int:
 
 
 @kernel
-def stiff_of(numbers, counts, size):
-    """What the loop needs, whose arrays stand one after the other in ``numbers``; for Python its ``py_func``."""
+def stiff_of(flat, counts, size):
+    """What the loop needs, whose arrays stand one after the other in ``flat``; for Python its ``py_func``."""
     step = size + _GAP
     a = _FIRST + (_KEPT - 1) * step
     b = a + step
@@ -174,16 +172,11 @@ def stiff_of(numbers, counts, size):
     h = g + step
     kept = _KEPT - 1
     return Stiff(
-        counts, numbers[:8], numbers[8:16], numbers[16:24], numbers[_FIRST : _FIRST + kept * size].reshape((kept, size)),
-        numbers[SWITCH_TIMES], numbers[a : a + size], numbers[b : b + size], numbers[c : c + size], numbers[d : d + size],
-        numbers[e : e + size], numbers[f : f + size], numbers[g : g + size],
-        numbers[40 : 40 + 2 * kept].reshape((2, kept)), numbers[h:],
+        counts, flat[:8], flat[8:16], flat[16:24], flat[_FIRST : _FIRST + kept * size].reshape((kept, size)),
+        flat[SWITCH_TIMES], flat[a : a + size], flat[b : b + size], flat[c : c + size], flat[d : d + size],
+        flat[e : e + size], flat[f : f + size], flat[g : g + size],
+        flat[40 : 40 + 2 * kept].reshape((2, kept)), flat[h:],
     )  # fmt: skip
-
-
-def new_stiff(size: int, nanoseconds: float) -> Stiff:
-    """What a run begins with."""
-    return stiff_of.py_func(*new_numbers(size, nanoseconds), size)
 
 
 # ---- polynomials through the history -----------------------------------------------------------------------
@@ -874,12 +867,12 @@ def advance(
 
 @kernel
 def run(
-    loop, gradient, hvp, data, dims, work, tableau, numbers, counters, stiff_numbers, stiff_counts, cursor, times, theta,
+    loop, gradient, hvp, data, dims, work, tableau, numbers, counters, flat, counts, cursor, times, theta,
     dissipation, history, dense_times, dense, kind, rtol, atol, fresh, budget, max_steps,
 ):  # fmt: skip
     """``advance``, as a first-class function, from and to plain arrays."""
     state = explicit.state_of(numbers, counters, tableau, atol.size)
-    stiff = stiff_of(stiff_numbers, stiff_counts, atol.size)
+    stiff = stiff_of(flat, counts, atol.size)
     output = explicit.Output(cursor, times, theta, dissipation, history, dense_times, dense)
     return loop(
         gradient,

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,9 @@ import pytest
 from cases import CASES
 
 import gflow
+from gflow import _flows, _run
 from gflow._flows import Flow
+from gflow.kernels import abi, explicit, lossclock, stiff
 from gflow.objective import Objective
 
 SCALAR, MODES, DEEP = CASES[0], CASES[3], CASES[7]
@@ -220,21 +224,60 @@ def test_an_interrupt_returns_what_there_is(where):
     np.testing.assert_array_equal(on.end, flow(SCALAR, [9.0]).end)
 
 
-def test_an_interrupt_of_a_short_run_returns_what_there_is(monkeypatch):
-    """Its signals are not watched: the interrupt shows as an exception once the compiled code has returned."""
-    whole = flow(SCALAR, np.linspace(0.0, 6.0, 40))  # and the loops are compiled
-    compiled = Flow._compiled
+@pytest.mark.parametrize("steps", [5, 40])
+@pytest.mark.parametrize("method", ["tsit5", "auto", "bdf", "by the loss"])
+def test_an_interrupt_of_a_short_run_returns_what_there_is(method, steps, monkeypatch):
+    """Its signals are not watched: the interrupt shows as an exception right after the compiled code."""
+    problem = gflow.Problem([[1.0, 2.0], [3.0, -1.0], [0.5, 0.1]], [1.0, 1.0, -1.0], "logistic")
+    model, theta0, given = (
+        gflow.DeepLinear((2, 20, 1)),
+        gflow.DeepLinear((2, 20, 1)).init("gaussian", 0.5, rng=0),
+        {},
+    )
+    times = np.geomspace(0.01, 1e6, 30)
+    if method == "by the loss":
+        given, times = {"clock": "loss"}, 0.5 + np.linspace(0.1, 10.0, 30)
+    else:
+        given = {"method": method}
+    whole = gflow.flow(model, problem, theta0, times, rtol=1e-4, **given)
+    call = abi.call
 
-    def struck(self, *arguments):
-        compiled(self, 5, arguments[1])
+    def struck(loop, *arguments):
+        if loop not in (explicit.run, stiff.run, lossclock.run):
+            return call(loop, *arguments)
+        *arguments, budget, most = arguments
+        call(loop, *arguments, min(budget, steps), most)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Flow, "_compiled", struck)
-        run = flow(SCALAR, np.linspace(0.0, 6.0, 40))
-    assert run.status.code == "interrupted" and run.counts["accepted"] == 5
-    on = gflow.flow(SCALAR.model, SCALAR.problem, None, np.linspace(0.0, 6.0, 40)[len(run.t) :], start=run)
-    np.testing.assert_array_equal(on.end, whole.end)
+        patch.setattr(Flow, "ready", property(lambda self: True))
+        patch.setattr(_flows.abi, "call", struck)
+        run = gflow.flow(model, problem, theta0, times, rtol=1e-4, **given)
+    assert run.status.code == "interrupted" and run.counts["accepted"] + run.counts["rejected"] <= steps
+    on = gflow.flow(model, problem, None, times[times > run.t[-1]], start=run, **given)
+    np.testing.assert_array_equal(on.theta, whole.theta[-len(on.theta) :])
+    changes = [name for run_ in (run, on) for name in run_.methods.name.tolist()]
+    assert list(dict.fromkeys(changes)) == list(dict.fromkeys(whole.methods.name.tolist()))
+
+
+def test_signals_are_watched_where_an_interrupt_could_lose_something(monkeypatch):
+    """Events at kinks are taken out of the loop's table after each stretch; a loop not yet compiled takes its time."""
+    relu = gflow.TwoLayerReLU(2, 3), gflow.Problem([[1.0, 0.5], [-0.3, 1.0]], [1.0, -1.0])
+    theta0 = relu[0].init("balanced", scale=0.5, rng=0)
+    for _ in range(2):
+        gflow.flow(*relu, theta0, 1.0)
+    seen = []
+    enter = _run.Interrupts.__enter__
+    monkeypatch.setattr(_run.Interrupts, "__enter__", lambda self: seen.append(1) or enter(self))
+    gflow.flow(*relu, theta0, 1.0)
+    assert seen == [1]
+    flow(SCALAR, 5.0)
+    before = len(seen)
+    flow(SCALAR, 5.0)
+    assert len(seen) == before
+    monkeypatch.setattr(abi, "_ENTRIES", {})
+    flow(SCALAR, 5.0)
+    assert len(seen) == before + 1
 
 
 def test_what_is_collected_late_is_what_there_is():
@@ -247,10 +290,35 @@ def test_what_is_collected_late_is_what_there_is():
     ):
         same_run(run, other)
         assert other.versions == run.versions and other.log_time is None and other.events is None
+    kept = weakref.ref(flow(SCALAR, 5.0))
+    assert kept() is None
+    fresh = flow(SCALAR, 5.0)
+    assert "_later" in vars(fresh) and fresh.counts == run.counts and "_later" not in vars(fresh)
     with pytest.raises(AttributeError, match="no attribute 'losss'"):
         getattr(run, "losss")  # noqa: B009  as a user would write run.losss
     for name in vars(gflow.trajectory.Trajectory(run.t, run.theta, run.outcome, run.counts)):
         getattr(run, name)
+
+
+def test_what_is_collected_late_is_there_for_all_threads():
+    for _ in range(20):
+        run = flow(SCALAR, 5.0)
+        with ThreadPoolExecutor(4) as pool:
+            counts = list(
+                pool.map(lambda name, run=run: getattr(run, name) is not None, ["counts", "state"] * 4)
+            )
+        assert all(counts)
+
+
+def test_an_attribute_error_of_a_users_model_is_not_taken_for_a_missing_field():
+    class Careless(gflow.DeepLinear):
+        def invariants(self, theta):
+            return theta.losss
+
+    model = Careless((1, 1, 1))
+    run = gflow.flow(model, SCALAR.problem, [0.1, 0.2], 1.0)
+    with pytest.raises(AttributeError, match="'numpy.ndarray' object has no attribute 'losss'"):
+        run.gauges  # noqa: B018
 
 
 LONG = """

@@ -162,6 +162,24 @@ def test_steps_do_not_depend_on_what_is_saved(case, pair):
     np.testing.assert_array_equal(few.output.theta[-1], many.output.theta[-1])
 
 
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 33, 500, 2**17 + 1])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_the_arrays_of_a_state_fill_its_numbers_and_do_not_overlap(size, pair):
+    numbers, counters = explicit.new_numbers(np.arange(1.0, size + 1.0), 0.5, PAIRS[pair])
+    assert numbers[explicit.T] == 0.5
+    state = explicit.state_of.py_func(numbers, counters, PAIRS[pair], size)
+    np.testing.assert_array_equal(state.theta, np.arange(1.0, size + 1.0))
+    arrays = [a for name, a in state._asdict().items() if name != "counters"]
+    numbers[:] = 0.0
+    for i, array in enumerate(arrays):
+        assert not array.any() and array.flags.c_contiguous
+        array[...] = i + 1.0
+    assert all((array == i + 1.0).all() for i, array in enumerate(arrays))
+    assert numbers.size - sum(a.size for a in arrays) < 64
+    stages, rows = PAIRS[pair].node.size, PAIRS[pair].sizes[0]
+    assert state.stages.shape == (stages, size) and state.side.shape == (rows, size)
+
+
 @by_pair
 def test_checkpoints_are_accepted_states_that_stand_for_the_path(pair):
     case = CASES[0]

@@ -57,6 +57,10 @@ class Runaway:
         return np.empty(0), np.zeros(1, dtype=np.int64), 1
 
 
+def new_stiff(size, nanoseconds):
+    return stiff.stiff_of.py_func(*stiff.new_arrays(size, nanoseconds), size)
+
+
 class Loop:
     """One integration by the compiled loop, driven by hand."""
 
@@ -66,7 +70,7 @@ class Loop:
         self.objective, self.tableau, self.kind = objective, tableaus.tsit5(), kind
         theta0 = np.array(theta0, dtype=float)
         self.state = explicit.new_state(theta0, 0.0, self.tableau)
-        self.stiff = stiff.new_stiff(theta0.size, nanoseconds)
+        self.stiff = new_stiff(theta0.size, nanoseconds)
         self.rtol, self.atol = rtol, np.full(theta0.size, atol)
         shape = np.empty((len(times), theta0.size)), np.empty(len(times)), np.empty((block, 3))
         nothing = np.empty((0, 2)), np.empty((0, 1, theta0.size))
@@ -118,7 +122,7 @@ def riccati_flow(times):
 def fixed_steps(order, n, begin=0.5, end=1.5):
     """Largest errors at, and between, n steps of equal ratio; the history is exact."""
     o, ratio = Riccati.objective, (end / begin) ** (1 / n)
-    sf, counters = stiff.new_stiff(o.size, 1e4), np.zeros(8, dtype=np.int64)
+    sf, counters = new_stiff(o.size, 1e4), np.zeros(8, dtype=np.int64)
     state = explicit.new_state(Riccati.start.ravel(), 0.0, tableaus.tsit5())
     past = begin * ratio ** np.arange(-order, 1.0)
     for t, theta in zip(past, riccati_flow(past), strict=True):
@@ -143,6 +147,39 @@ def fixed_steps(order, n, begin=0.5, end=1.5):
     return at_steps, between
 
 
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 33, 500, 2**15 + 1])
+def test_the_arrays_fill_their_numbers_and_do_not_overlap(size):
+    flat, counts = stiff.new_arrays(size, 1e4)
+    arrays = [
+        a for name, a in stiff.stiff_of.py_func(flat, counts, size)._asdict().items() if name != "numbers"
+    ]
+    flat[:] = 0.0
+    for i, array in enumerate(arrays):
+        assert not array.any() and array.flags.c_contiguous
+        array[...] = i + 1.0
+    assert all((array == i + 1.0).all() for i, array in enumerate(arrays))
+    assert flat.size - sum(a.size for a in arrays) < 256 and (flat[stiff.SWITCH_TIMES] == arrays[4][0]).all()
+
+
+@pytest.mark.parametrize("held", [0, 3])
+def test_divided_differences_are_those_of_their_definition(held):
+    """Of the states since the history was last dropped, with more of them than it holds."""
+    rng = np.random.default_rng(0)
+    sf = new_stiff(3, 1e4)
+    for t in np.cumsum(rng.uniform(0.5, 1.5, held)):
+        stiff._remember(sf, t, rng.standard_normal(3))
+    sf.numbers[stiff.HELD] = 0
+    times, states = np.cumsum(rng.uniform(0.5, 1.5, 11)), rng.standard_normal((11, 3))
+    for count, (t, state) in enumerate(zip(times, states, strict=True), 1):
+        stiff._remember(sf, t, state)
+        nodes, table = np.log(times[:count] / t)[::-1], states[:count][::-1].copy()
+        kept = min(count, len(sf.differences))
+        np.testing.assert_allclose(sf.nodes[: min(count, 8)], nodes[:8], rtol=1e-12, atol=1e-14)
+        for order in range(1, kept):
+            table = (table[:-1] - table[1:]) / (nodes[: count - order] - nodes[order:count])[:, None]
+            np.testing.assert_allclose(sf.differences[order], table[0], rtol=1e-9)
+
+
 @pytest.mark.parametrize("order", range(1, stiff.HIGHEST + 1))
 def test_order_of_convergence(order):
     counts = np.array([12, 16, 24, 32, 48]) * (2 if order < 4 else 1)
@@ -156,7 +193,7 @@ def test_the_error_estimate_measures_the_error_of_a_step():
     """From an exact history, on a problem that is not stiff."""
     o, atol, t, h = Riccati.objective, np.full(6, 1e-3), 1.0, 0.05
     for order in range(1, 5):
-        sf, counters = stiff.new_stiff(o.size, 1e4), np.zeros(8, dtype=np.int64)
+        sf, counters = new_stiff(o.size, 1e4), np.zeros(8, dtype=np.int64)
         past = t * (1 + h) ** np.arange(-order, 1.0)
         for when, theta in zip(past, riccati_flow(past), strict=True):
             stiff._remember(sf, when, theta)
@@ -244,7 +281,7 @@ def test_the_forecast_is_a_step_of_the_error_that_is_allowed():
 
 
 def solve(o, theta, residual, shift, accuracy):
-    sf, counters = stiff.new_stiff(o.size, 1e4), np.zeros(8, dtype=np.int64)
+    sf, counters = new_stiff(o.size, 1e4), np.zeros(8, dtype=np.int64)
     sf.guess[:], sf.slope[:] = theta, o.gradient(theta)
     square = stiff._begin(-residual - sf.slope, sf.slope, sf.residual, sf.direction, sf.correction)
     good = stiff.correct(

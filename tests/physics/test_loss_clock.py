@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 import gflow
 from gflow.kernels import lossclock
 from gflow.margins import angle_to
+from gflow.objective import Objective
 from gflow.theory.separable import max_margin
 
 EPS = np.finfo(float).eps
@@ -169,6 +170,23 @@ def test_more_levels_change_nothing_and_a_continuation_equals_the_whole():
     np.testing.assert_array_equal(scalar.theta[0], theta0)
     # step starts in units of log(1/L)
     assert whole.steps.t[0] == scalar.t[0] and whole.steps.t[-1] < 60.0 <= (whole.steps.t + whole.steps.h)[-1]
+
+
+@pytest.mark.parametrize("network", ["deep", "relu"])
+def test_a_continuation_from_within_a_step_equals_the_whole_bit_for_bit(network):
+    """With many levels in a step: where they lie in it, and their times, come from its polynomial."""
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((10, 3))
+    problem = gflow.Problem(x, np.sign(x @ rng.standard_normal(3)), "logistic")
+    model = gflow.TwoLayerReLU(3, 6) if network == "relu" else gflow.DeepLinear((3, 4, 1))
+    theta0 = 0.3 * rng.standard_normal(model.size)
+    levels = -Objective(model, problem.log).loss(theta0) + np.linspace(0.001, 5.0, 200)
+    whole = gflow.flow(model, problem, theta0, levels, clock="loss", rtol=1e-3)
+    for cut in range(1, 198, 28):
+        head = gflow.flow(model, problem, theta0, levels[:cut], clock="loss", rtol=1e-3)
+        tail = gflow.flow(model, problem, None, levels[cut:], start=head, clock="loss")
+        for name in ("theta", "log_time", "s", "dissipation"):
+            np.testing.assert_array_equal(getattr(tail, name), getattr(whole, name)[cut:])
 
 
 def test_stop_and_record(tmp_path):
