@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 #: Largest P for which the status measures the sensitivity of its own accord.
 SENSITIVITY_SIZE = 500
 _UNSTABLE = 1e-3
-# What rtol must have grown by for the status to speak of it.
+# What rtol must have grown by for that to be the flow's doing.
 _GROWN = 10.0
 # Drift of what is conserved, in rtol, at which the status speaks of it, if it is that large.
 _LOST = 100.0
@@ -363,7 +363,8 @@ class Trajectory:
     def status(self) -> Status:
         """How the run ended, with warnings; measures the sensitivity if P ≤ 500, and what is conserved at the end.
 
-        It warns of an unstable manifold where rtol may have been amplified more than tenfold, and to more than 1e-3.
+        It warns where errors of the size of rtol may have become more than 1e-3 of the state: of an unstable manifold if
+        they have grown tenfold, else of a loose tolerance.
         """
         outcome = self._outcome_and_drift
         if self.checkpoints is None or not self._potential.has("hvp"):
@@ -378,8 +379,14 @@ class Trajectory:
             )
             return outcome._replace(message=f"{outcome.message} {said}")
         amplified = (self.spec["rtol"] + np.finfo(float).eps) * amplification
-        if amplified <= max(_UNSTABLE, _GROWN * self.spec["rtol"]):
+        if amplified <= _UNSTABLE * (1.0 + 1e-9):
             return outcome
+        if amplification < _GROWN:
+            warning = (
+                f"loose tolerance: errors of the size of rtol may have become {amplified:.1g} of the state. "
+                "Compare with error_estimate(), or take a smaller rtol."
+            )
+            return outcome._replace(warnings=(*outcome.warnings, warning))
         warning = (
             "unstable manifold: along this trajectory a perturbation may have grown "
             f"{_exp_text(growth)}-fold, and errors of the size of rtol to {amplified:.1g} of the state; "
@@ -428,7 +435,7 @@ class Trajectory:
     def sensitivity(self) -> float:
         """How much a perturbation may have grown: exp ∫ max(−λ_min(H), 0) dt from the start to the end.
 
-        NaN where the states or H on the way are beyond double precision.  H is the Hessian of the loss, at up to 32 of
+        NaN where the states or H on the way are beyond double precision.  H is the Hessian of the loss, at up to 64 of
         the accepted steps, thinned evenly in time and in relative time, times the distance between them; the integral
         is the trapezoid's.  Needs ``model.hvp``.
 

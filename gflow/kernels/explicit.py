@@ -43,7 +43,7 @@ SAVED, HISTORY, DENSE = range(3)
 _TOO_LARGE, _NOT_FINITE, _NOT_FINITE_BEFORE = 1, 2, 3
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
-_MOST_CHECKPOINTS = 32
+_MOST_CHECKPOINTS = 64
 # Largest departure of an interpolant from the flow, in tolerances, with which its values are used.  Where it is
 # measured, it is 4 to 9 times the largest error within the step on the problems tried, and at least twice.
 TRUSTED = 5.0
