@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 #: The type of all numbers; to compare with it by ``is`` takes a fifth of the time of ``==``.
 FLOAT64 = np.dtype(np.float64)
-#: Up to so many numbers Python looks at them faster than it calls numpy.
-FEW = 16
+# Up to so many numbers Python looks at them faster than it calls numpy.
+_FEW = 16
 
 
 def finite_array(name: str, value: Any, shape: Sequence[str | int]) -> NDArray[np.float64]:
@@ -42,7 +42,7 @@ def finite_array(name: str, value: Any, shape: Sequence[str | int]) -> NDArray[n
 
 
 def _is_finite(array: NDArray[np.float64]) -> bool:
-    if array.size <= FEW:
+    if array.size <= _FEW:
         numbers = array.tolist() if array.ndim == 1 else array.ravel().tolist()
         return math.isfinite(sum(numbers)) or all(map(math.isfinite, numbers))
     # the sum of the squares is the faster look
@@ -51,7 +51,7 @@ def _is_finite(array: NDArray[np.float64]) -> bool:
 
 def increases(array: NDArray[np.float64]) -> bool:
     """Whether each number is above the one before."""
-    if array.size <= FEW:
+    if array.size <= _FEW:
         numbers = array.tolist()
         return all(map(operator.lt, numbers, numbers[1:]))
     return np.count_nonzero(array[1:] > array[:-1]) == len(array) - 1
@@ -82,9 +82,13 @@ def plain_array(name: str, value: Any, wanted: str) -> NDArray[Any]:
 
 def _real(name: str, value: Any, wanted: str) -> float:
     real = type(value) is float or (isinstance(value, Real) and not isinstance(value, bool))
-    if not real or not math.isfinite(value):
-        raise ValueError(f"{name} must be {wanted}; got {value!r}")
-    return float(value)
+    try:
+        number = float(value) if real else math.nan
+    except OverflowError:  # a whole number beyond the range of double precision
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be {wanted}; got {value!r:.80}")
+    return number
 
 
 def number(name: str, value: Any) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gflow import trajectory as _trajectory
-from gflow._check import FEW, FLOAT64, boolean, finite_array, increases, one_of, positive, positive_int
+from gflow._check import FLOAT64, boolean, finite_array, increases, one_of, positive, positive_int
 from gflow._flows import METHODS, begin, pair
 from gflow._run import (
     Array,
@@ -303,9 +302,9 @@ def check_times(t: ArrayLike, origin: float, start: Trajectory | None, clock: st
             where = f"log(1/L) = {origin:.17g} of the start" if clock == "loss" else f"the start, {origin:g}"
             raise ValueError(f"t must be above {where}; got {end:g}")
         return np.array([origin, end])
-    if type(t) is np.ndarray and t.dtype is FLOAT64 and t.ndim == 1 and 0 < t.size <= FEW:
-        numbers = t.tolist()  # a quick look at whether all is well; what is not is told below
-        if origin <= numbers[0] and numbers[-1] < np.inf and all(map(operator.lt, numbers, numbers[1:])):
+    if type(t) is np.ndarray and t.dtype is FLOAT64 and t.ndim == 1 and t.size > 0:
+        # a quick look at whether all is well; what is not is told below
+        if origin <= t.item(0) and t.item(-1) < np.inf and increases(t):
             return t.copy()
     try:
         times = finite_array("t", t, ("T",))

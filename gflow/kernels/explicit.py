@@ -90,10 +90,16 @@ class Output(NamedTuple):
 _FIRST, _GAP = 16, 8
 
 
+@kernel(forceinline=True)
+def _kept(size):
+    """How many checkpoints of so many parameters a run keeps."""
+    return min(max(2**22 // size, 8), _MOST_CHECKPOINTS)
+
+
 def new_numbers(theta0: Floats, t0: float, tableau: Tableau) -> tuple[Floats, Ints]:
     """The numbers and counters of the state in which an integration starts: one array each, see ``state_of``."""
     size, stages, rows = theta0.size, tableau.node.size, tableau.sizes.item(0)
-    kept = min(max(2**22 // size, 8), _MOST_CHECKPOINTS)
+    kept = _kept.py_func(size)
     vectors = 4 * (size + _GAP) + (stages + rows + kept) * size
     numbers = np.zeros(_FIRST + vectors + 2 * stages + rows + kept)
     numbers[T] = numbers[T_BEFORE] = t0
@@ -109,7 +115,7 @@ def state_of(numbers, counters, tableau, size):
     To make so many arrays takes Python longer than a short run takes.
     """
     stages, rows = tableau.node.size, tableau.sizes[0]
-    kept = min(max(2**22 // size, 8), _MOST_CHECKPOINTS)
+    kept = _kept(size)
     a = _FIRST
     b = a + size + _GAP
     c = b + size + _GAP
@@ -490,9 +496,8 @@ def keep_checkpoint(state):
         if far <= clock[APART] and ratio <= clock[APART_IN_RATIO]:
             count -= 1
     while count == times.size:
-        far, ratio = _gaps(
-            times, kept, 0, count - 1
-        )  # for a straight path at even speed, divided by the square
+        # on a straight path at even speed, neighbours are apart by the whole divided by the square of their number
+        far, ratio = _gaps(times, kept, 0, count - 1)
         clock[APART] = max(1.5 * clock[APART], far / count**2, 1e-300)
         clock[APART_IN_RATIO] = max(1.5 * clock[APART_IN_RATIO], ratio / count**2, 1e-300)
         count = _thin(clock, times, kept)

@@ -227,6 +227,7 @@ CASES = {
     "rtol NaN": (lambda: flow(rtol=NAN), "rtol", "nan"),
     "rtol below rounding": (lambda: flow(rtol=1e-17), "rtol", "1e-17"),
     "rtol text": (lambda: flow(rtol="1e-9"), "rtol", "'1e-9'"),
+    "rtol beyond double precision": (lambda: flow(rtol=10**400), "rtol", "1000000"),
     "atol 0": (lambda: flow(atol=0.0), "atol", "0.0"),
     "atol negative": (lambda: flow(atol=-1e-9), "atol", "-1e-09"),
     "atol NaN": (lambda: flow(atol=NAN), "atol", "nan"),
